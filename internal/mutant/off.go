@@ -1,0 +1,6 @@
+//go:build !chaosmutant
+
+package mutant
+
+// Off reports whether a defence is switched off: never.
+func Off(Defence) bool { return false }
