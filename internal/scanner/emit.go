@@ -1,0 +1,385 @@
+package scanner
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/fsbackup/fsbackup/internal/controlfile"
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// Modes of lines, in the order of their numbers in the sort of links.
+const (
+	modeSame = ""   // nothing is to be done
+	modeNew  = "nn" // not in the destination
+	modeBoth = "bm" // data and metadata
+	modeData = "dm" // data only, as far as can be told
+	modeMeta = "mm" // metadata only
+	modeStay = "fm" // an unchanged directory in which something changes
+)
+
+var linkModes = [...]string{modeSame, modeNew, modeBoth, modeData, modeMeta}
+
+// emitter writes control and meta files. It is used by one goroutine.
+type emitter struct {
+	cfg      *Config
+	layout   layout
+	res      *Result
+	problems *problems
+	meta     *controlfile.MetaWriter
+	links    *sortBuffer // members of hard-link groups, by inode
+	linkDirs *sortBuffer // directories that wait to be emitted until links are; nil = none does
+	written  *atomic.Uint64
+	first    bool // nothing is known of the destination: all is new
+
+	files  map[fileKind]*controlfile.Writer
+	made   map[controlfile.Kind]int
+	under  map[fileKind]string // delete files: the directory that file lines belong to
+	trials map[controlfile.Kind]*controlfile.Writer
+
+	dir   string // the directory of the last copy line of one
+	key   []byte // scratch
+	value []byte // scratch
+}
+
+// fileKind tells the control files that are open at a time.
+type fileKind struct {
+	kind  controlfile.Kind
+	coded bool // delete files of version 1.1
+}
+
+func newEmitter(s *scan) *emitter {
+	return &emitter{
+		cfg: s.cfg, layout: s.layout, res: &s.res, problems: s.problems, written: &s.written,
+		first: s.cfg.Committed == "",
+		files: map[fileKind]*controlfile.Writer{}, made: map[controlfile.Kind]int{}, under: map[fileKind]string{},
+		trials: map[controlfile.Kind]*controlfile.Writer{},
+	}
+}
+
+// checkEvery is how many records pass between two looks at the context.
+const checkEvery = 4096
+
+func (e *emitter) countType(r *Record) {
+	switch r.Mode & modeFormat {
+	case modeSymlink:
+		e.res.Symlinks++
+	case modeFifo:
+		e.res.Fifos++
+	case modeSocket:
+		e.res.Sockets++
+	case modeChar:
+		e.res.CharDevs++
+	case modeBlock:
+		e.res.BlockDevs++
+	default:
+		e.res.Regular++
+	}
+}
+
+// countMode counts an entry by the mode of its line.
+func (e *emitter) countMode(mode string) {
+	switch {
+	case mode == modeSame:
+		e.res.Unchanged++
+	case mode == modeNew || e.first:
+		e.res.New++
+	case mode == modeMeta:
+		e.res.MetaOnly++
+	case mode == modeStay:
+		e.res.Refinished++
+	default:
+		e.res.Modified++
+	}
+}
+
+func (e *emitter) tell(op Op, mode, path string, isDir bool) {
+	if e.cfg.OnChange != nil {
+		e.cfg.OnChange(Change{Op: op, Mode: mode, Path: path, IsDir: isDir})
+	}
+}
+
+// directory writes the lines of a directory. It reports false if they cannot
+// be written, which is then a problem.
+func (e *emitter) directory(r *Record, mode string) (bool, error) {
+	ref, err := e.record(r, "/"+r.Dir)
+	if err != nil {
+		return false, err
+	}
+	line := controlfile.Entry{
+		Type: controlfile.TypeDir, IsDir: true, Mode: mode, Dir: "/" + r.Dir, Meta: ref, ACL: r.AccessACL+r.DefaultACL != "",
+	}
+	e.dir = r.Dir
+	ok, err := e.add(controlfile.Copy, line, 0, r.Dir)
+	if err != nil || !ok {
+		return false, err
+	}
+	e.countMode(mode)
+	e.tell(OpDir, mode, r.Dir, true)
+	return true, e.times(controlfile.Entry{
+		Type: controlfile.TypeTimes, IsDir: true, Dir: "/" + r.Dir, Times: &controlfile.Times{
+			Mode: r.Mode, Attr: controlfile.AttrDir, UID: r.UID, GID: r.GID, Ctime: r.Ctime.Sec, Atime: r.Atime.Sec,
+			Mtime: r.Mtime.Sec, Btime: r.Btime.Sec, SubDirs: uint64(r.SubDirs),
+		},
+	})
+}
+
+// times writes the mtime line of a directory. One that cannot be written, because
+// the name ends like such a line itself, is no problem: the directory gets its
+// times from its copy line as well.
+func (e *emitter) times(line controlfile.Entry) error {
+	w, err := e.writer(fileKind{kind: controlfile.Mtime}, "")
+	if err != nil {
+		return err
+	}
+	switch err := w.Add(line, 0); {
+	case err == nil:
+		e.written.Add(1)
+	case fault.Is(err, fault.Unsupported):
+		e.res.TimesLeftOut++
+	default:
+		return err
+	}
+	return nil
+}
+
+// file writes the line of an entry that is no directory and no hard link, below
+// the line of its directory.
+func (e *emitter) file(r *Record, mode string) (bool, error) {
+	ref, err := e.record(r, r.Name)
+	if err != nil {
+		return false, err
+	}
+	size := r.data()
+	ok, err := e.add(controlfile.Copy, controlfile.Entry{
+		Type: controlfile.TypeFile, Mode: mode, Dir: "/" + r.Dir, Name: r.Name, Meta: ref, ACL: r.AccessACL != "",
+	}, size, r.Path())
+	if err != nil || !ok {
+		return false, err
+	}
+	e.countMode(mode)
+	op := OpMeta
+	if mode != modeMeta {
+		op = OpCopy
+		e.res.CopyBytes += size
+	}
+	e.tell(op, mode, r.Path(), false)
+	return true, nil
+}
+
+// data returns the size that counts as data.
+func (r *Record) data() uint64 {
+	if r.Mode&modeFormat == modeRegular {
+		return r.Size
+	}
+	return 0
+}
+
+// holds reports whether a control file can hold the line of an entry that is no
+// directory; if not that is a problem. It comes before anything else is written
+// because of the entry.
+func (e *emitter) holds(kind controlfile.Kind, dir, name string) (bool, error) {
+	if kind == controlfile.Copy && !strings.Contains(name, "\n") {
+		return true, nil // a name is never too long
+	}
+	w := e.trials[kind]
+	if w == nil {
+		var err error
+		if w, err = controlfile.NewWriter(filepath.Join(e.layout.ctrl, "never-written.txt"), e.header(kind), e.cfg.Now, controlfile.Limits{}); err != nil {
+			return false, err
+		}
+		e.trials[kind] = w
+	}
+	err := w.Check(controlfile.Entry{
+		Type: controlfile.TypeFile, Mode: modeBoth, Dir: "/" + dir, Name: name, FileCount: 1<<32 - 1,
+		Meta: controlfile.MetaRef{File: "meta_file_65535", Offset: 1<<63 - 1, Length: 1<<16 - 1, Valid: true},
+	})
+	return err == nil, e.refused(joinPath(dir, name), err)
+}
+
+// refused makes a problem of the refusal of a line; other errors it returns.
+func (e *emitter) refused(path string, err error) error {
+	if err != nil && fault.Is(err, fault.Unsupported) {
+		e.problems.add(path, err)
+		return nil
+	}
+	return err
+}
+
+// remove writes the delete line of what is gone. It reports false if that cannot
+// be written, which is then a problem.
+func (e *emitter) remove(dir, name string, isDir bool) (bool, error) {
+	path := joinPath(dir, name)
+	k := fileKind{controlfile.Delete, strings.Contains(path, "\n")}
+	w, err := e.writer(k, "")
+	if err != nil {
+		return false, err
+	}
+	var lines []controlfile.Entry
+	switch under, ok := e.under[k]; {
+	case isDir:
+		lines = append(lines, controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: "/" + path, Delete: true})
+		delete(e.under, k) // a reader takes it for the parent of what follows
+	case !ok || under != dir || w.Entries() == 0:
+		lines = append(lines, controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: "/" + dir})
+		e.under[k] = dir
+		fallthrough
+	default:
+		lines = append(lines, controlfile.Entry{Type: controlfile.TypeFile, Dir: "/" + dir, Name: name})
+	}
+	for _, line := range lines {
+		if err := w.Add(line, 0); err != nil {
+			delete(e.under, k)
+			return false, e.refused(path, err)
+		}
+	}
+	e.written.Add(1)
+	if isDir {
+		e.res.DeletedDirs++
+	} else {
+		e.res.DeletedFiles++
+	}
+	e.tell(OpDelete, "", path, isDir)
+	return true, nil
+}
+
+// link passes an entry on to the sort by inode. mode is what its line would be
+// if it had one: with modeSame it is written only if another member of its group
+// is.
+func (e *emitter) link(key, value []byte, r *Record, linked uint32, mode string) error {
+	e.key = binary.BigEndian.AppendUint64(e.key[:0], r.Dev)
+	e.key = binary.BigEndian.AppendUint64(e.key, r.Ino)
+	e.key = append(e.key, key...)
+	e.value = binary.AppendUvarint(e.value[:0], uint64(linked))
+	for i, m := range linkModes {
+		if m == mode {
+			e.value = append(e.value, byte(i))
+		}
+	}
+	e.value = append(e.value, value...)
+	return e.links.add(e.key, e.value)
+}
+
+// record writes the meta and xmeta records of an entry.
+func (e *emitter) record(r *Record, name string) (controlfile.MetaRef, error) {
+	m := controlfile.Meta{
+		Type: controlfile.MetaTypeUnix, Attr: controlfile.AttrFile, Mode: r.Mode, Nlink: r.Nlink, UID: r.UID, GID: r.GID,
+		Inode: r.Ino, Size: r.Size, Rdev: r.Rdev, Atime: r.Atime.Sec, Mtime: r.Mtime.Sec, Ctime: r.Ctime.Sec,
+		Btime: r.Btime.Sec, BlockSize: uint64(r.BlockSize), Blocks: r.Blocks, Name: name,
+		AccessACL: r.AccessACL, DefaultACL: r.DefaultACL, Xattrs: r.Xattrs, Symlink: r.Symlink, Sparse: r.Sparse,
+		Partial: r.Flags&FlagAttrsPartial != 0,
+	}
+	if r.IsDir() {
+		m.Attr, m.HardlinkFiles, m.SubDirs = controlfile.AttrDir, r.Linked, r.SubDirs
+	}
+	ref, dropped, err := e.meta.Add(&m)
+	if dropped > 0 || m.Partial {
+		e.res.AttrsPartial++
+	}
+	return ref, err
+}
+
+// add appends a line to the control file of a kind, which it begins or changes
+// for the next one when needed. A line that cannot be written is a problem of
+// its entry; ok is then false.
+func (e *emitter) add(kind controlfile.Kind, line controlfile.Entry, size uint64, path string) (ok bool, err error) {
+	parent := ""
+	if kind == controlfile.Copy && line.Type == controlfile.TypeFile {
+		parent = "/" + e.dir
+	}
+	w, err := e.writer(fileKind{kind: kind}, parent)
+	if err != nil {
+		return false, err
+	}
+	if err := w.Add(line, size); err != nil {
+		return false, e.refused(path, err)
+	}
+	e.written.Add(1)
+	return true, nil
+}
+
+// writer returns the control file of a kind that has room. With parent, a new
+// file begins with a line that only names the directory of the lines to come.
+func (e *emitter) writer(k fileKind, parent string) (*controlfile.Writer, error) {
+	w := e.files[k]
+	if w != nil && !w.Full() {
+		return w, nil
+	}
+	if err := e.finish(k); err != nil {
+		return nil, err
+	}
+	n := e.made[k.kind]
+	e.made[k.kind]++
+	h := e.header(k.kind)
+	if k.coded {
+		h.Version = "1.1"
+	}
+	w, err := controlfile.NewWriter(filepath.Join(e.layout.ctrl, fileName(e.cfg, k.kind, n)), h, e.cfg.Now,
+		controlfile.Limits{Entries: e.cfg.MaxEntries, Bytes: e.cfg.MaxBytes})
+	if err != nil {
+		return nil, err
+	}
+	e.files[k] = w
+	if parent != "" {
+		line := controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Mode: controlfile.ModeDeleted, Dir: parent}
+		if err := w.Add(line, 0); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// fileName returns the name of the n-th control file of a kind. The number in it
+// is the same for the same scan, and another for another.
+func fileName(cfg *Config, kind controlfile.Kind, n int) string {
+	id := xxh3.HashString(fmt.Sprintf("%s\x00%d\x00%d\x00%d", cfg.TaskID, cfg.Now.UnixNano(), kind, n))
+	prefix := map[controlfile.Kind]string{
+		controlfile.Copy: "control", controlfile.Delete: "delete_control",
+		controlfile.Hardlink: "hardlink_control", controlfile.Mtime: "mtime",
+	}[kind]
+	return fmt.Sprintf("%s_%d_%016x.txt", prefix, n, id)
+}
+
+func (e *emitter) header(kind controlfile.Kind) controlfile.Header {
+	return controlfile.Header{
+		Kind: kind, TaskID: e.cfg.TaskID, BackupType: e.cfg.BackupType, NasServer: e.cfg.Server, NasShare: e.cfg.Share,
+		NasProtocol: e.cfg.Protocol, NasProtocolVersion: e.cfg.ProtocolVersion, MetadataScope: "folder-and-files",
+	}
+}
+
+// finishAll completes the control files of some kinds.
+func (e *emitter) finishAll(kinds ...controlfile.Kind) error {
+	var errs []error
+	for _, kind := range kinds {
+		errs = append(errs, e.finish(fileKind{kind: kind}), e.finish(fileKind{kind, true}))
+	}
+	return errors.Join(errs...)
+}
+
+// finish completes the control file of a kind. The meta files are made readable
+// first: whoever is told of the file may read its records at once.
+func (e *emitter) finish(k fileKind) error {
+	w := e.files[k]
+	if w == nil {
+		return nil
+	}
+	delete(e.files, k)
+	delete(e.under, k)
+	if err := e.meta.Flush(); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	e.res.ControlFiles = append(e.res.ControlFiles, ControlFile{k.kind, w.Path()})
+	if e.cfg.OnControlFile != nil {
+		e.cfg.OnControlFile(k.kind, w.Path())
+	}
+	return nil
+}

@@ -1,0 +1,332 @@
+package scanner
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// devIno identifies a directory whatever path leads to it.
+type devIno struct{ dev, ino uint64 }
+
+// fsTree is the tree of a file system. Everything happens relative to a
+// descriptor of the root, and no symlink is followed below it.
+type fsTree struct {
+	root          *os.File
+	rootDev       uint64
+	rootMount     uint64
+	oneFileSystem bool
+	skip          map[devIno]bool // directories to keep away from
+	noOpenat2     atomic.Bool     // the kernel lacks it: walk the components
+	readers       sync.Pool       // of *fsDirReader, for their buffers
+}
+
+// statMask is what is asked of the kernel for each entry.
+const statMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME | unix.STATX_MNT_ID
+
+func openFSTree(source string, oneFileSystem bool) (*fsTree, error) {
+	f, err := os.OpenFile(source, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		if pe, ok := errors.AsType[*os.PathError](err); ok {
+			err = pe.Err
+		}
+		return nil, &fault.Error{
+			Kind: fault.KindOf(err), Op: "open source", Path: source, Err: err,
+			Hint: "name a directory that exists and that this user may read",
+		}
+	}
+	st, err := statxAt(int(f.Fd()), "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return nil, errors.Join(sysError("stat source", source, err), f.Close())
+	}
+	// Attributes are read through /proc; without it they would seem not to be.
+	if _, err := os.Stat("/proc/self/fd/" + strconv.Itoa(int(f.Fd())) + "/."); err != nil {
+		return nil, errors.Join(&fault.Error{
+			Kind: fault.Unsupported, Op: "read attributes below", Path: source,
+			Err: errors.New("/proc is not there"), Hint: "mount /proc",
+		}, f.Close())
+	}
+	return &fsTree{
+		root: f, rootDev: unix.Mkdev(st.Dev_major, st.Dev_minor), rootMount: st.Mnt_id,
+		oneFileSystem: oneFileSystem, skip: map[devIno]bool{},
+	}, nil
+}
+
+// Close releases the root.
+func (t *fsTree) Close() error {
+	if err := t.root.Close(); err != nil {
+		return sysError("close source", t.root.Name(), err)
+	}
+	return nil
+}
+
+// Open implements Tree.
+func (t *fsTree) Open(dir string) (*Record, DirReader, error) {
+	fd, err := t.openDir(dir)
+	if err != nil {
+		return t.unreadable(dir, err)
+	}
+	st, err := statxAt(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, nil, sysError("stat", dir, err)
+	}
+	rec := recordOf(&st)
+	r, ok := t.readers.Get().(*fsDirReader)
+	if !ok {
+		r = &fsDirReader{pool: &t.readers, buf: make([]byte, 64<<10)}
+	}
+	r.fd, r.proc = fd, "/proc/self/fd/"+strconv.Itoa(fd)+"/"
+	if dir != "" && t.skip[devIno{rec.Dev, rec.Ino}] {
+		return nil, nil, r.Close()
+	}
+	r.attrs.read(r.proc+".", rec)
+	if dir != "" && t.oneFileSystem && (rec.Dev != t.rootDev || st.Mnt_id != t.rootMount) {
+		rec.Flags |= FlagMountPoint
+		return rec, nil, r.Close()
+	}
+	return rec, r, nil
+}
+
+// unreadable returns what can be known of a directory that cannot be opened.
+func (t *fsTree) unreadable(dir string, err error) (*Record, DirReader, error) {
+	failed := sysError("open directory", dir, err)
+	if dir == "" || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, nil, failed
+	}
+	fd, err := t.open(dir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, nil, failed
+	}
+	defer unix.Close(fd)
+	st, err := statxAt(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return nil, nil, failed
+	}
+	rec := recordOf(&st)
+	if t.skip[devIno{rec.Dev, rec.Ino}] {
+		return nil, nil, nil
+	}
+	rec.Flags |= FlagUnreadable
+	// Attributes need permission to search it; without they are marked partial.
+	var attrs attrReader
+	attrs.read("/proc/self/fd/"+strconv.Itoa(fd)+"/.", rec)
+	return rec, nil, failed
+}
+
+// openDir opens a directory for reading without touching its access time where
+// that is allowed, which is to owners and to root.
+func (t *fsTree) openDir(dir string) (int, error) {
+	fd, err := t.open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
+	if errors.Is(err, unix.EPERM) {
+		fd, err = t.open(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	}
+	return fd, err
+}
+
+func (t *fsTree) open(path string, flags int) (int, error) {
+	flags |= unix.O_CLOEXEC | unix.O_NOFOLLOW
+	if path == "" {
+		path = "."
+	}
+	root := int(t.root.Fd())
+	if !t.noOpenat2.Load() {
+		how := unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+		for tries := 0; ; tries++ {
+			fd, err := unix.Openat2(root, path, &how)
+			switch {
+			case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN) && tries < 100:
+				continue // EAGAIN: somebody renamed a directory meanwhile
+			case errors.Is(err, unix.ENOSYS):
+				t.noOpenat2.Store(true)
+			default:
+				return fd, err //nolint:wrapcheck // wrapped with path by the callers
+			}
+			break
+		}
+	}
+	return openParts(root, path, flags)
+}
+
+// openParts opens a path one component at a time, for kernels without openat2.
+func openParts(root int, path string, flags int) (int, error) {
+	at := root
+	for rest, more := path, true; more; {
+		var part string
+		part, rest, more = strings.Cut(rest, "/")
+		f := flags
+		if more {
+			f = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW
+		}
+		fd, err := unix.Openat(at, part, f, 0)
+		if at != root {
+			_ = unix.Close(at)
+		}
+		if err != nil {
+			return -1, err //nolint:wrapcheck // wrapped with path by the callers
+		}
+		at = fd
+	}
+	return at, nil
+}
+
+func statxAt(fd int, name string, flags int) (unix.Statx_t, error) {
+	var st unix.Statx_t
+	for {
+		err := unix.Statx(fd, name, flags|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statMask, &st)
+		if !errors.Is(err, unix.EINTR) {
+			return st, err //nolint:wrapcheck // wrapped with path by the callers
+		}
+	}
+}
+
+func recordOf(st *unix.Statx_t) *Record {
+	at := func(t unix.StatxTimestamp) Time { return Time{t.Sec, t.Nsec} }
+	r := &Record{
+		Mode: uint32(st.Mode), Nlink: st.Nlink, UID: st.Uid, GID: st.Gid, BlockSize: st.Blksize,
+		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor),
+		Size: st.Size, Blocks: st.Blocks, Atime: at(st.Atime), Mtime: at(st.Mtime), Ctime: at(st.Ctime),
+	}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		r.Btime = at(st.Btime)
+	}
+	return r
+}
+
+// sysError is an error at an entry path.
+func sysError(op, path string, err error) error {
+	if path == "" {
+		path = "."
+	}
+	return &fault.Error{Kind: fault.KindOf(err), Op: op, Path: path, Err: err}
+}
+
+// fsDirReader reads a directory by its descriptor.
+type fsDirReader struct {
+	fd    int
+	proc  string // a path of the descriptor, for calls that take paths only
+	buf   []byte
+	found []Found
+	attrs attrReader
+	pool  *sync.Pool
+}
+
+// Close implements DirReader. The reader must not be used any more: another
+// directory may get it.
+func (r *fsDirReader) Close() error {
+	fd := r.fd
+	clear(r.found[:cap(r.found)])
+	r.pool.Put(r)
+	if err := unix.Close(fd); err != nil {
+		return fmt.Errorf("close directory: %w", err)
+	}
+	return nil
+}
+
+// Next implements DirReader: one getdents call, which yields at most a few
+// thousand entries, and a stat of each that is no directory.
+func (r *fsDirReader) Next(keep func(name string, isDir bool) bool) ([]Found, error) {
+	var n int
+	for {
+		var err error
+		n, err = unix.Getdents(r.fd, r.buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read directory: %w", err)
+		}
+		break
+	}
+	if n <= 0 {
+		return nil, io.EOF
+	}
+	r.found = r.found[:0]
+	for b := r.buf[:n]; len(b) > 0; {
+		// struct linux_dirent64: ino u64, off i64, reclen u16, type u8, name.
+		size := int(binary.NativeEndian.Uint16(b[16:]))
+		typ := b[18]
+		name := b[19:size]
+		b = b[size:]
+		for i, c := range name {
+			if c == 0 {
+				name = name[:i]
+				break
+			}
+		}
+		if s := string(name); s != "." && s != ".." {
+			r.one(s, typ, keep)
+		}
+	}
+	return r.found, nil
+}
+
+// one adds an entry to what was found.
+func (r *fsDirReader) one(name string, typ byte, keep func(string, bool) bool) {
+	if typ != unix.DT_UNKNOWN && !keep(name, typ == unix.DT_DIR) {
+		return
+	}
+	if typ == unix.DT_DIR {
+		r.found = append(r.found, Found{Name: name, IsDir: true})
+		return
+	}
+	st, err := statxAt(r.fd, name, 0)
+	isDir := err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if typ == unix.DT_UNKNOWN && !keep(name, isDir) {
+		return
+	}
+	f := Found{Name: name, IsDir: isDir}
+	switch {
+	case err != nil:
+		f.Err = fmt.Errorf("stat: %w", err)
+	case !isDir:
+		f.Rec = *recordOf(&st)
+		f.Err = r.detail(name, &f.Rec)
+	}
+	r.found = append(r.found, f)
+}
+
+// detail adds what a stat does not say: attributes, the target of a symlink,
+// and where a sparse file has data.
+func (r *fsDirReader) detail(name string, rec *Record) error {
+	r.attrs.read(r.proc+name, rec)
+	switch rec.Mode & modeFormat {
+	case modeSymlink:
+		target, err := readlink(r.fd, name)
+		if err != nil {
+			return fmt.Errorf("read symlink: %w", err)
+		}
+		rec.Symlink = target
+	case modeRegular:
+		if rec.Blocks*512 < rec.Size {
+			rec.Sparse = extents(r.fd, name, rec.Size)
+		}
+	}
+	return nil
+}
+
+func readlink(fd int, name string) (string, error) {
+	for size := 256; ; size *= 4 {
+		b := make([]byte, size)
+		n, err := unix.Readlinkat(fd, name, b)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return "", err //nolint:wrapcheck // wrapped by the caller
+		}
+		if n < size {
+			return string(b[:n]), nil
+		}
+	}
+}

@@ -1,0 +1,235 @@
+package scanner
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+)
+
+const (
+	// blockSize is how much memory a sort buffer takes at a time.
+	blockSize = 1 << 20
+	// indexCost is what a pair costs beside its bytes.
+	indexCost = 8
+)
+
+// sortBuffer collects pairs of key and value and sorts them by key; full ones
+// become runs of a runSet. Memory is taken in blocks and used again after each
+// run. Not safe for concurrent use.
+type sortBuffer struct {
+	runs   *runSet
+	limit  int // bytes of pairs and index
+	blocks [][]byte
+	used   int      // blocks with content
+	size   int      // bytes of content
+	index  []uint64 // block<<32 | offset
+}
+
+// add takes a pair; both are copied.
+func (s *sortBuffer) add(key, value []byte) error {
+	need := len(key) + len(value) + 2*binary.MaxVarintLen32
+	if s.size+need+len(s.index)*indexCost > s.limit && len(s.index) > 0 {
+		if err := s.spill(); err != nil {
+			return err
+		}
+	}
+	if s.used == 0 || len(s.blocks[s.used-1])+need > cap(s.blocks[s.used-1]) {
+		if s.used == len(s.blocks) {
+			s.blocks = append(s.blocks, make([]byte, 0, max(min(blockSize, s.limit), need)))
+		} else if cap(s.blocks[s.used]) < need {
+			s.blocks[s.used] = make([]byte, 0, need)
+		}
+		s.used++
+	}
+	b := s.blocks[s.used-1]
+	before := len(b)
+	s.index = append(s.index, uint64(s.used-1)<<32|uint64(before))
+	b = binary.AppendUvarint(b, uint64(len(key)))
+	b = append(b, key...)
+	b = binary.AppendUvarint(b, uint64(len(value)))
+	b = append(b, value...)
+	s.blocks[s.used-1] = b
+	s.size += len(b) - before
+	return nil
+}
+
+// pair returns the pair that an index entry points to.
+func (s *sortBuffer) pair(at uint64) (key, value []byte) {
+	b := s.blocks[at>>32][at&(1<<32-1):]
+	n, size := binary.Uvarint(b)
+	b = b[size:]
+	key, b = b[:n], b[n:]
+	n, size = binary.Uvarint(b)
+	return key, b[size : size+int(n)]
+}
+
+func (s *sortBuffer) sort() {
+	slices.SortFunc(s.index, func(a, b uint64) int {
+		x, _ := s.pair(a)
+		y, _ := s.pair(b)
+		return bytes.Compare(x, y)
+	})
+}
+
+// spill writes the content to a run and empties the buffer.
+func (s *sortBuffer) spill() error {
+	s.sort()
+	w, err := s.runs.create()
+	if err != nil {
+		return err
+	}
+	for _, at := range s.index {
+		if err := w.add(s.pair(at)); err != nil {
+			return err
+		}
+	}
+	if err := s.runs.finish(w); err != nil {
+		return err
+	}
+	for i := range s.blocks {
+		s.blocks[i] = s.blocks[i][:0]
+	}
+	s.index, s.used, s.size = s.index[:0], 0, 0
+	return nil
+}
+
+// source yields pairs in the order of their keys. What next returns is valid
+// until the next call; ok is false at the end.
+type source interface {
+	next() (key, value []byte, ok bool, err error)
+	close() error
+}
+
+// memorySource yields the content of a sorted buffer.
+type memorySource struct {
+	s *sortBuffer
+	i int
+}
+
+func (m *memorySource) next() (key, value []byte, ok bool, err error) {
+	if m.i == len(m.s.index) {
+		m.s.blocks, m.s.index, m.i = nil, nil, 0 // free it while the others go on
+		return nil, nil, false, nil
+	}
+	key, value = m.s.pair(m.s.index[m.i])
+	m.i++
+	return key, value, true, nil
+}
+
+func (m *memorySource) close() error { return nil }
+
+// merger yields the pairs of several sources in the order of their keys; of
+// equal keys, which a directory that changes while it is read can produce, only
+// the first.
+type merger struct {
+	heap    []*mergeItem
+	last    []byte // key of the pair before
+	started bool   // there was one, and its source is on top and to be moved on
+}
+
+type mergeItem struct {
+	src        source
+	n          int // place among the sources, which decides between equal keys
+	key, value []byte
+}
+
+// newMerger takes the sources over: it closes each at its end, or all on close.
+func newMerger(sources []source) (*merger, error) {
+	m := &merger{}
+	for i, src := range sources {
+		it := &mergeItem{src: src, n: i}
+		m.heap = append(m.heap, it)
+	}
+	for i := 0; i < len(m.heap); {
+		ok, err := m.heap[i].advance()
+		if err != nil {
+			return nil, closeAll(err, m.heap)
+		}
+		if ok {
+			i++
+			continue
+		}
+		m.heap = slices.Delete(m.heap, i, i+1)
+	}
+	for i := len(m.heap)/2 - 1; i >= 0; i-- {
+		m.down(i)
+	}
+	return m, nil
+}
+
+func closeAll(err error, items []*mergeItem) error {
+	for _, it := range items {
+		if cerr := it.src.close(); err == nil {
+			err = cerr
+		}
+	}
+	return err
+}
+
+// advance reads the next pair; at the end it closes the source.
+func (it *mergeItem) advance() (bool, error) {
+	var ok bool
+	var err error
+	it.key, it.value, ok, err = it.src.next()
+	if err == nil && !ok {
+		err = it.src.close()
+	}
+	return ok, err
+}
+
+func (m *merger) less(i, j int) bool {
+	a, b := m.heap[i], m.heap[j]
+	if c := bytes.Compare(a.key, b.key); c != 0 {
+		return c < 0
+	}
+	return a.n < b.n
+}
+
+func (m *merger) down(i int) {
+	for {
+		c := 2*i + 1
+		if c >= len(m.heap) {
+			return
+		}
+		if c+1 < len(m.heap) && m.less(c+1, c) {
+			c++
+		}
+		if !m.less(c, i) {
+			return
+		}
+		m.heap[i], m.heap[c] = m.heap[c], m.heap[i]
+		i = c
+	}
+}
+
+// next returns the next pair. The source of the one before is moved on only
+// now, so that what was returned stays valid until this call.
+func (m *merger) next() (key, value []byte, ok bool, err error) {
+	for {
+		again := m.started
+		if again {
+			if ok, err = m.heap[0].advance(); err != nil {
+				return nil, nil, false, err
+			}
+			if !ok {
+				n := len(m.heap) - 1
+				m.heap[0], m.heap[n] = m.heap[n], nil
+				m.heap = m.heap[:n]
+			}
+			m.down(0)
+		}
+		if len(m.heap) == 0 {
+			m.started = false
+			return nil, nil, false, nil
+		}
+		m.started = true
+		top := m.heap[0]
+		if again && bytes.Equal(top.key, m.last) {
+			continue
+		}
+		m.last = append(m.last[:0], top.key...)
+		return top.key, top.value, true, nil
+	}
+}
+
+func (m *merger) close() error { return closeAll(nil, m.heap) }
