@@ -1,0 +1,270 @@
+package engine
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// copyState is what became of a copied entry that did not fail.
+type copyState uint8
+
+const (
+	stateDone     copyState = iota // the target is the entry's object
+	stateKept                      // the replace policy keeps another object
+	stateRefused                   // the target can't hold the object (a socket)
+	stateVanished                  // the source is gone and the job skips such entries
+)
+
+// copied is the result of a copy.
+type copied struct {
+	state        copyState
+	bytes        uint64 // st_size of a regular file that was read or is identical
+	changedScan  bool   // the source is not what the record says
+	holes, clone uint64
+}
+
+// maxReread is how often a source that changed while it was read is read again.
+const maxReread = 3
+
+// errChanged means that the source changed while it was read.
+var errChanged = errors.New("the source changed while it was read")
+
+// copyCounted executes OpCopy, or the copy of a group's leader, and counts it.
+func (r *run) copyCounted(t *target, c *Counts) (copyState, error) {
+	res, err := r.copyObject(t)
+	if r.j.spec.SkipVanished && errors.Is(err, errVanished) {
+		res, err = copied{state: stateVanished}, nil
+	}
+	if t.changed && (err == nil || fault.Is(err, fault.Changed)) {
+		c.ChangedWhileRead++
+	}
+	if err != nil {
+		return 0, err
+	}
+	if res.state != stateDone {
+		c.Skipped++
+		return res.state, nil
+	}
+	c.FilesCopied++
+	c.BytesCopied += res.bytes
+	c.HoleBytes += res.holes
+	c.ReflinkBytes += res.clone
+	if res.changedScan {
+		c.ChangedSinceScan++
+	}
+	return stateDone, nil
+}
+
+// copyObject copies a non-directory of any type to its place.
+func (r *run) copyObject(t *target) (copied, error) {
+	dir, name, err := r.parent(t)
+	if err != nil {
+		return copied{}, err
+	}
+	defer dir.Release()
+	if err := r.clearTemps(dir, t.index); err != nil {
+		return copied{}, err
+	}
+	for try := 0; ; {
+		res, err := r.copyOnce(t, dir, name)
+		switch {
+		case errors.Is(err, errKept):
+			return copied{state: stateKept}, nil
+		case errors.Is(err, errNoLink): // once: the job remembers it
+			continue
+		case !errors.Is(err, errChanged):
+			return res, err
+		case try == maxReread:
+			return copied{}, &fault.Error{Kind: fault.Changed, Op: "read source", Path: t.e.Path,
+				Err: errChanged, Hint: "it did so each time; take the backup from a snapshot"}
+		}
+		try++
+		t.changed = true
+		t.warnings = nil
+	}
+}
+
+// copyOnce looks at the source, decides, and copies.
+func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
+	sdir, sname, err := r.sourceParent(t.e.Path)
+	if err != nil {
+		return copied{}, err
+	}
+	defer sdir.Release()
+	src, err := fsys.OpenPath(sdir.FD, sname)
+	if err != nil {
+		return copied{}, sourceError("open source", t.e.Path, err)
+	}
+	defer func() { _ = fsys.Close(src) }()
+	var st unix.Stat_t
+	if err := fsys.Fstat(src, &st); err != nil {
+		return copied{}, sourceError("stat source", t.e.Path, err)
+	}
+	kind := fsys.Type(st.Mode)
+	if kind == unix.S_IFDIR {
+		return copied{}, &fault.Error{Kind: fault.Changed, Op: "open source", Path: t.e.Path, Err: unix.EISDIR,
+			Hint: "it has become a directory since the scan"}
+	}
+	res := copied{changedScan: !agrees(t.e.Meta, &st)}
+	// A metadata-only line counts no bytes, whichever way it is executed: control
+	// files leave them out of their totals, and a second attempt may go the
+	// other way.
+	if kind == unix.S_IFREG && t.e.Mode != "mm" {
+		res.bytes = uint64(st.Size)
+	}
+	what, err := r.decide(t, dir, name, &st)
+	if err != nil {
+		return copied{}, err
+	}
+	switch what {
+	case keepTarget:
+		return copied{}, errKept
+	case targetSame:
+		return res, nil
+	case metaInPlace:
+		done, err := r.inPlace(t, dir, name, src, &st)
+		if done || err != nil {
+			return res, err
+		}
+	}
+	if kind == unix.S_IFREG {
+		err = r.copyRegular(t, dir, name, src, &st, &res)
+	} else {
+		err = r.copySpecial(t, dir, name, src, &st, &res)
+	}
+	return res, err
+}
+
+// decision is what to do about a target.
+type decision uint8
+
+const (
+	copyFull decision = iota
+	keepTarget
+	targetSame
+	metaInPlace
+)
+
+// decide compares the existing target, if the entry's mode or the job's policy
+// depends on it. Metadata alone is written only where the target's time is that
+// of the source as it is now: the record's would also match where the source
+// was written to after the scan.
+func (r *run) decide(t *target, dir *fsys.Dir, name string, src *unix.Stat_t) (decision, error) {
+	spec := &r.j.spec
+	meta := t.e.Mode == "mm" && spec.WriteMeta
+	if spec.Replace == ReplaceAlways && !meta {
+		return copyFull, nil
+	}
+	var dst unix.Stat_t
+	err := r.changing(dir, func() error { return fsys.Lstatat(dir.FD, name, &dst) })
+	if fsys.Errno(err) == unix.ENOENT {
+		return copyFull, nil
+	}
+	if err != nil {
+		return 0, opError("stat target", t.path, err)
+	}
+	want := src.Mtim
+	if spec.Restore && t.e.Meta != nil {
+		want = attrsFromRecord(t.e.Meta, src).mtime
+	}
+	sameKind := fsys.Type(dst.Mode) == fsys.Type(src.Mode)
+	sameSize := sameKind && (fsys.Type(src.Mode) != unix.S_IFREG || dst.Size == src.Size)
+	same := sameSize && (sameTime(want, dst.Mtim) || !spec.WriteMeta)
+	switch {
+	case spec.Replace != ReplaceAlways && same && !meta:
+		return targetSame, nil
+	case spec.Replace == ReplaceNever && same:
+		return targetSame, nil
+	case spec.Replace == ReplaceNever:
+		return keepTarget, nil
+	case spec.Replace == ReplaceIfOlder && !same && !older(dst.Mtim, want):
+		return keepTarget, nil
+	}
+	if meta && sameSize && fsys.Type(dst.Mode) == unix.S_IFREG && dst.Nlink == 1 &&
+		(src.Mtim == dst.Mtim || sameTime(src.Mtim, dst.Mtim) && agrees(t.e.Meta, src)) {
+		return metaInPlace, nil
+	}
+	return copyFull, nil
+}
+
+// sameTime reports whether a target that was given time want has it. Some file
+// systems keep whole seconds only.
+func sameTime(want, got unix.Timespec) bool {
+	return want.Sec == got.Sec && (want.Nsec == got.Nsec || got.Nsec == 0)
+}
+
+func older(a, b unix.Timespec) bool { return a.Sec < b.Sec || a.Sec == b.Sec && a.Nsec < b.Nsec }
+
+// inPlace gives an existing target new metadata. It reports false if the target
+// is not what decide saw any more, or if its contents are not the source's and
+// the job wants that known.
+func (r *run) inPlace(t *target, dir *fsys.Dir, name string, src int, st *unix.Stat_t) (bool, error) {
+	fd, err := fsys.OpenPath(dir.FD, name)
+	if fsys.Errno(err) == unix.ENOENT {
+		return false, nil
+	}
+	if err != nil {
+		return false, opError("open target", t.path, err)
+	}
+	defer func() { _ = fsys.Close(fd) }()
+	var now unix.Stat_t
+	if err := fsys.Fstat(fd, &now); err != nil {
+		return false, opError("stat target", t.path, err)
+	}
+	if fsys.Type(now.Mode) != unix.S_IFREG || now.Nlink != 1 || now.Size != st.Size {
+		return false, nil
+	}
+	a, err := r.fileAttrs(t, st, fsys.Node{FD: src, Path: true})
+	if err != nil {
+		return false, err
+	}
+	if a.privileged() && (int(now.Uid) != a.uid || int(now.Gid) != a.gid) {
+		// Size and time can be imitated. Contents that somebody else put there
+		// must not be given set-id bits or capabilities.
+		return false, nil
+	}
+	if r.j.spec.CheckContents && st.Size > 0 {
+		if same, err := r.sameContents(t, src, st, fd, &now); err != nil || !same {
+			return false, err
+		}
+	}
+	if err := r.check(); err != nil {
+		return false, err
+	}
+	return true, r.apply(t, fsys.Node{FD: fd, Path: true}, &a, applyOpts{})
+}
+
+// sameContents compares the contents of source and target, both behind O_PATH
+// descriptors.
+func (r *run) sameContents(t *target, src int, st *unix.Stat_t, dst int, have *unix.Stat_t) (bool, error) {
+	in, err := r.openData(src)
+	if err != nil {
+		return false, sourceError("open source", t.e.Path, err)
+	}
+	defer func() { _ = fsys.Close(in) }()
+	out, err := r.openData(dst)
+	if err != nil {
+		return false, nil //nolint:nilerr // a target that can't be read is replaced
+	}
+	defer func() { _ = fsys.Close(out) }()
+	buf, release, err := r.buffer(t)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	same, err := fsys.SameData(in, out, st.Size, st.Blocks*512 < st.Size || have.Blocks*512 < have.Size, buf, r.check)
+	var data *fsys.DataError
+	switch {
+	case errors.As(err, &data) && data.Write:
+		return false, nil // what can't be read is replaced
+	case errors.As(err, &data):
+		return false, sourceError("read source", t.e.Path, data.Err)
+	case err != nil:
+		return false, err
+	}
+	return same, r.stillSame(t, in, st)
+}

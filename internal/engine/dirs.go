@@ -1,0 +1,233 @@
+package engine
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// mkdir executes OpMkdir.
+func (r *run) mkdir(t *target, c *Counts) error {
+	d, err := r.makeDirs(t.path)
+	if errors.Is(err, errKept) {
+		c.Skipped++
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d.Release()
+	c.DirsCopied++
+	return nil
+}
+
+// errKept means that the replace policy keeps what stands in the way.
+var errKept = errors.New("the target exists and the job replaces nothing")
+
+// parent returns the destination directory that holds t, made if missing, with
+// a reference for the caller, and t's name in it.
+func (r *run) parent(t *target) (*fsys.Dir, string, error) {
+	if t.path == "" {
+		return nil, "", &fault.Error{Kind: fault.Denied, Op: "replace", Path: "/",
+			Err: errors.New("the destination root itself can't be replaced, linked or removed")}
+	}
+	dir, name := split(t.path)
+	d, err := r.makeDirs(dir)
+	if errors.Is(err, errKept) {
+		err = &fault.Error{Kind: fault.Denied, Op: "use parent directory", Path: dir, Err: unix.ENOTDIR,
+			Hint: "something else stands there and the job replaces nothing"}
+	}
+	return d, name, err
+}
+
+// makeDirs returns the destination directory at path and makes what is missing
+// of it, mode 0700 until it is finished. A non-directory in the way is removed:
+// the control file says that a directory belongs there, and the shard with its
+// own line may run later or elsewhere.
+func (r *run) makeDirs(path string) (*fsys.Dir, error) {
+	d, err := r.dst.Get(path)
+	if err == nil {
+		return d, r.holdForSync(d)
+	}
+	if path == "" {
+		return nil, opError("open destination root", path, err)
+	}
+	switch fsys.Errno(err) {
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES:
+	default:
+		return nil, opError("open destination directory", path, err)
+	}
+	up, name := split(path)
+	parent, err := r.makeDirs(up)
+	if err != nil {
+		return nil, err
+	}
+	defer parent.Release()
+	fd, err := r.makeDir(parent, name, path)
+	if err != nil {
+		return nil, err
+	}
+	if d, err = r.dst.Add(path, fd); err != nil {
+		return nil, opError("open destination directory", path, err)
+	}
+	return d, r.holdForSync(d)
+}
+
+func (r *run) holdForSync(d *fsys.Dir) error {
+	if d.Dev == r.j.dst.info.Dev { // held since the job was opened
+		return nil
+	}
+	if err := r.j.holdForSync(d.Dev, d.FD); err != nil {
+		d.Release()
+		return err
+	}
+	return nil
+}
+
+// makeDir opens the directory name in parent, making it if need be. Other
+// workers do the same at the same time, hence the rounds.
+func (r *run) makeDir(parent *fsys.Dir, name, path string) (int, error) {
+	var err error
+	for range 8 {
+		var fd int
+		fd, err = fsys.OpenDirPath(parent.FD, name)
+		if err == nil {
+			return fd, nil
+		}
+		op := "open destination directory"
+		switch fsys.Errno(err) {
+		case unix.ENOENT:
+			if err := r.check(); err != nil {
+				return -1, err
+			}
+			op = "make directory"
+			mode := uint32(0o700)
+			if !r.j.spec.WriteMeta {
+				mode = defaultDirMode // nothing will finish it
+			}
+			err = r.changing(parent, func() error { return fsys.Mkdirat(parent.FD, name, mode) })
+		case unix.ENOTDIR, unix.ELOOP:
+			if r.j.spec.Replace == ReplaceNever {
+				return -1, errKept
+			}
+			if err := r.check(); err != nil {
+				return -1, err
+			}
+			op = "remove what stands where a directory belongs"
+			err = r.changing(parent, func() error { return fsys.Unlinkat(parent.FD, name) })
+		case unix.EACCES:
+			err = r.openUp(parent, err)
+		}
+		switch fsys.Errno(err) {
+		case 0, unix.EEXIST, unix.EISDIR:
+			continue
+		case unix.ENOENT:
+			if parent.Gone() {
+				return -1, errParentGone
+			}
+			continue
+		}
+		return -1, opError(op, path, err)
+	}
+	return -1, opError("make directory", path, err)
+}
+
+// changing calls f, which changes names in dir, and once more after adding the
+// permissions that an ordinary user lacks on a directory of its own.
+func (r *run) changing(dir *fsys.Dir, f func() error) error {
+	err := f()
+	if fsys.Errno(err) != unix.EACCES || r.openUp(dir, err) != nil {
+		return err
+	}
+	return f()
+}
+
+// openUp gives a process that permissions bind u+rwx on a destination directory of its own,
+// for the time until the directory is finished. It returns cause if that is
+// not what was missing.
+func (r *run) openUp(dir *fsys.Dir, cause error) error {
+	if r.j.e.override {
+		return cause // nothing to gain
+	}
+	var st unix.Stat_t
+	if fsys.Fstat(dir.FD, &st) != nil || st.Mode&0o700 == 0o700 {
+		return cause
+	}
+	if err := r.check(); err != nil {
+		return err
+	}
+	n := fsys.Node{FD: dir.FD, Path: true}
+	if n.Chmod(st.Mode&0o7777|0o700) != nil {
+		return cause // not the owner
+	}
+	return nil
+}
+
+// existing returns the destination directory at path, or unix.ENOENT if there
+// is none: missing, or reached only through something that is no directory.
+func (r *run) existing(path string) (*fsys.Dir, error) {
+	d, err := r.dst.Get(path)
+	switch fsys.Errno(err) {
+	case unix.ENOTDIR, unix.ELOOP:
+		return nil, unix.ENOENT
+	case unix.EACCES:
+		return r.existingOpened(path, err)
+	}
+	return d, err
+}
+
+// existingOpened is existing for an ordinary user who must open up a directory
+// of its own on the way.
+func (r *run) existingOpened(path string, cause error) (*fsys.Dir, error) {
+	if path == "" || r.j.e.override {
+		return nil, cause
+	}
+	up, name := split(path)
+	parent, err := r.existing(up)
+	if err != nil {
+		return nil, err
+	}
+	defer parent.Release()
+	fd, err := fsys.OpenDirPath(parent.FD, name)
+	if fsys.Errno(err) == unix.EACCES {
+		if err = r.openUp(parent, err); err == nil {
+			fd, err = fsys.OpenDirPath(parent.FD, name)
+		}
+	}
+	switch fsys.Errno(err) {
+	case 0:
+		return r.dst.Add(path, fd)
+	case unix.ENOTDIR, unix.ELOOP:
+		return nil, unix.ENOENT
+	}
+	return nil, err
+}
+
+// sourceParent returns the source directory that holds the entry at path and
+// the entry's name in it. The errors are those of reading the source.
+func (r *run) sourceParent(path string) (*fsys.Dir, string, error) {
+	dir, name := split(path)
+	d, err := r.src.Get(dir)
+	if err != nil {
+		return nil, "", sourceError("open source directory", dir, err)
+	}
+	return d, name, nil
+}
+
+// sourceStat fills st from the source object at path, beneath the source root
+// and following no link.
+func (r *run) sourceStat(path string, st *unix.Stat_t) error {
+	if path == "" {
+		return fsys.Fstat(r.j.src.fd, st)
+	}
+	dir, name := split(path)
+	d, err := r.src.Get(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Release()
+	return fsys.Lstatat(d.FD, name, st)
+}

@@ -1,0 +1,159 @@
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+const (
+	defaultMemory = 64 << 20
+	bufferSize    = 256 << 10 // larger ones bring nothing reliable
+	smallestBuf   = 4 << 10
+	maxDirCache   = 512 // descriptors per side and batch
+)
+
+// Config is what an Engine is made of. The zero value is usable.
+type Config struct {
+	ReadThreads  int          // entries read at once, all jobs together; 0 = 2 x cores
+	WriteThreads int          // entries written at once, all jobs together; 0 = 2 x cores
+	Memory       int64        // bytes of buffers, all jobs together; 0 = 64 MiB
+	UmaskZero    bool         // the process's umask is 0: saves one call per file
+	Logger       *slog.Logger // nil = none
+	Now          func() time.Time
+}
+
+// Engine executes batches of any number of jobs within one set of limits. Safe
+// for concurrent use.
+type Engine struct {
+	cfg      Config
+	log      *slog.Logger
+	proc     *fsys.Proc
+	resolver *fsys.Resolver
+	reads    slots
+	writes   slots
+	bufs     *buffers
+	dirCache int  // descriptors per side and batch
+	override bool // permission bits do not bind this process
+}
+
+// overrides reports whether the process has the capability that lifts the
+// checks of permission bits: root in a container may be without.
+func overrides() bool {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		return os.Geteuid() == 0
+	}
+	return d[0].Effective&(1<<unix.CAP_DAC_OVERRIDE) != 0
+}
+
+// dirCacheSize leaves room for many batches at once under the process's limit
+// of descriptors, which is not ours to raise.
+func dirCacheSize() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return 16
+	}
+	return int(min(maxDirCache, max(16, lim.Cur/64)))
+}
+
+// New returns an engine. It opens no job and starts no goroutine.
+func New(cfg Config) (*Engine, error) {
+	if cfg.ReadThreads < 0 || cfg.WriteThreads < 0 || cfg.Memory < 0 {
+		return nil, fault.New(fault.Invalid, "engine limits must not be negative: read threads %d, write threads %d, memory %d",
+			cfg.ReadThreads, cfg.WriteThreads, cfg.Memory)
+	}
+	if cfg.ReadThreads == 0 {
+		cfg.ReadThreads = 2 * runtime.NumCPU()
+	}
+	if cfg.WriteThreads == 0 {
+		cfg.WriteThreads = 2 * runtime.NumCPU()
+	}
+	if cfg.Memory == 0 {
+		cfg.Memory = defaultMemory
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	proc, err := fsys.OpenProc()
+	if err != nil {
+		return nil, &fault.Error{Kind: fault.Unsupported, Op: "open", Path: "/proc/self/fd", Err: err,
+			Hint: "mount proc in this container or chroot"}
+	}
+	return &Engine{
+		cfg:      cfg,
+		log:      cfg.Logger.With("component", "engine"),
+		proc:     proc,
+		resolver: fsys.NewResolver(),
+		reads:    make(slots, cfg.ReadThreads),
+		writes:   make(slots, cfg.WriteThreads),
+		bufs:     newBuffers(cfg.Memory),
+		dirCache: dirCacheSize(),
+		override: overrides(),
+	}, nil
+}
+
+// Close releases what the engine itself holds. All jobs must be closed before.
+func (e *Engine) Close() error { return e.proc.Close() }
+
+// slots is a counting semaphore.
+type slots chan struct{}
+
+func (s slots) acquire(ctx context.Context) error {
+	select {
+	case s <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case s <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s slots) release() { <-s }
+
+// buffers hands out buffers of one size, never more than its budget at once.
+// They are made when first needed and kept for the life of the engine.
+type buffers struct {
+	size int
+	free chan []byte
+	make slots // one token per buffer ever made
+}
+
+func newBuffers(memory int64) *buffers {
+	size := min(bufferSize, max(smallestBuf, memory))
+	n := max(1, memory/size)
+	return &buffers{size: int(size), free: make(chan []byte, n), make: make(slots, n)}
+}
+
+func (b *buffers) get(ctx context.Context) ([]byte, error) {
+	select {
+	case buf := <-b.free:
+		return buf, nil
+	default:
+	}
+	select {
+	case buf := <-b.free:
+		return buf, nil
+	case b.make <- struct{}{}:
+		return make([]byte, b.size), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (b *buffers) put(buf []byte) { b.free <- buf }

@@ -1,0 +1,147 @@
+package fsys
+
+import (
+	"container/list"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dir is a shared O_PATH descriptor of a directory.
+type Dir struct {
+	FD   int
+	Path string // beneath the root
+	Dev  uint64
+
+	cache *DirCache
+	refs  int           // guarded by cache.mu; the cache itself holds one
+	elem  *list.Element // guarded by cache.mu; nil once dropped
+
+	aclOnce    sync.Once
+	defaultACL bool
+}
+
+// HasDefaultACL reports whether new objects in the directory inherit an ACL.
+// The answer is taken once per Dir.
+func (d *Dir) HasDefaultACL() bool {
+	d.aclOnce.Do(func() {
+		n, err := unix.Getxattr(ProcPath(d.FD), XattrDefaultACL, nil)
+		d.defaultACL = err == nil && n > 0
+	})
+	return d.defaultACL
+}
+
+// Gone reports whether the directory has been removed since it was opened.
+func (d *Dir) Gone() bool {
+	var st unix.Stat_t
+	return Fstat(d.FD, &st) != nil || st.Nlink == 0
+}
+
+// Release gives the reference back; the descriptor must not be used afterwards.
+func (d *Dir) Release() {
+	c := d.cache
+	c.mu.Lock()
+	c.unref(d)
+	c.mu.Unlock()
+}
+
+// DirCache keeps the most recently used directories of one root open, so that
+// a batch resolves each directory once. Safe for concurrent use.
+type DirCache struct {
+	open func(path string) (int, error)
+	max  int
+
+	mu  sync.Mutex
+	m   map[string]*Dir // guarded by mu
+	lru *list.List      // guarded by mu; front = most recent
+}
+
+// NewDirCache returns a cache of at most max descriptors that opens what it
+// misses by open, which is called without a lock held.
+func NewDirCache(max int, open func(path string) (int, error)) *DirCache {
+	return &DirCache{open: open, max: max, m: map[string]*Dir{}, lru: list.New()}
+}
+
+// Get returns the directory at path with a reference for the caller.
+func (c *DirCache) Get(path string) (*Dir, error) {
+	if d := c.lookup(path); d != nil {
+		return d, nil
+	}
+	fd, err := c.open(path)
+	if err != nil {
+		return nil, err
+	}
+	return c.Add(path, fd)
+}
+
+func (c *DirCache) lookup(path string) *Dir {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.m[path]
+	if d != nil {
+		d.refs++
+		c.lru.MoveToFront(d.elem)
+	}
+	return d
+}
+
+// Add puts an open descriptor into the cache, which owns it from now on, and
+// returns it with a reference. If the path is there already the descriptor is
+// closed and the present one returned.
+func (c *DirCache) Add(path string, fd int) (*Dir, error) {
+	var st unix.Stat_t
+	if err := Fstat(fd, &st); err != nil {
+		_ = Close(fd)
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d := c.m[path]; d != nil {
+		_ = Close(fd)
+		d.refs++
+		return d, nil
+	}
+	d := &Dir{FD: fd, Path: path, Dev: st.Dev, cache: c, refs: 2}
+	d.elem = c.lru.PushFront(d)
+	c.m[path] = d
+	for len(c.m) > c.max {
+		if oldest, ok := c.lru.Back().Value.(*Dir); ok {
+			c.drop(oldest)
+		}
+	}
+	return d, nil
+}
+
+// Drop forgets d, which no longer is what its path leads to. References stay
+// valid until they are released.
+func (c *DirCache) Drop(d *Dir) {
+	c.mu.Lock()
+	c.drop(d)
+	c.mu.Unlock()
+}
+
+// DropAll forgets every directory.
+func (c *DirCache) DropAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range c.m {
+		c.drop(d)
+	}
+}
+
+func (c *DirCache) drop(d *Dir) {
+	if d.elem == nil {
+		return
+	}
+	c.lru.Remove(d.elem)
+	d.elem = nil
+	delete(c.m, d.Path)
+	c.unref(d)
+}
+
+func (c *DirCache) unref(d *Dir) {
+	d.refs--
+	if d.refs == 0 {
+		_ = Close(d.FD)
+	}
+}

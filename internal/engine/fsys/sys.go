@@ -1,0 +1,196 @@
+// Package fsys is the engine's view of the kernel: descriptor-relative system
+// calls that retry on EINTR, resolution of paths that cannot leave a root
+// descriptor, a cache of directory descriptors, attributes, data copy and tree
+// removal.
+//
+// It decides nothing about entries. Functions return bare errnos (unix.Errno),
+// so that the caller names operation and path. Names given to the *at calls are
+// single components; only Resolver takes paths.
+package fsys
+
+import (
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// foreign is what Errno returns for an error that is no bare errno. No system
+// has it.
+const foreign = unix.Errno(1 << 15)
+
+// Errno returns err as the bare errno that it is: 0 for nil, and a number that
+// equals no errno for anything else. An error that merely wraps an errno, such
+// as one of a guard, must not be taken for an answer of the kernel.
+func Errno(err error) unix.Errno {
+	if err == nil {
+		return 0
+	}
+	if errno, ok := err.(unix.Errno); ok { //nolint:errorlint // only a bare errno is meant
+		return errno
+	}
+	return foreign
+}
+
+// retry repeats f while it is interrupted by a signal. SA_RESTART does not
+// cover every call: FUSE and NFS return EINTR from most of them.
+func retry(f func() error) error {
+	for {
+		if err := f(); Errno(err) != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Openat opens name beneath dirfd with O_CLOEXEC added.
+func Openat(dirfd int, name string, flags int, mode uint32) (int, error) {
+	for {
+		fd, err := unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, mode)
+		if Errno(err) != unix.EINTR {
+			return fd, err //nolint:wrapcheck // bare errnos by contract
+		}
+	}
+}
+
+// OpenPath returns an O_PATH descriptor of name itself, a symbolic link included.
+func OpenPath(dirfd int, name string) (int, error) {
+	return Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+}
+
+// OpenDirPath returns an O_PATH descriptor of the directory name. A symbolic
+// link gives ENOTDIR.
+func OpenDirPath(dirfd int, name string) (int, error) {
+	return Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)
+}
+
+// Close closes fd. EINTR is success: Linux has released the descriptor.
+func Close(fd int) error {
+	if err := unix.Close(fd); err != nil && Errno(err) != unix.EINTR {
+		return err //nolint:wrapcheck // bare errnos by contract
+	}
+	return nil
+}
+
+// Fstat fills st from fd, which may be an O_PATH descriptor.
+func Fstat(fd int, st *unix.Stat_t) error {
+	return retry(func() error { return unix.Fstat(fd, st) })
+}
+
+// Lstatat fills st from name beneath dirfd without following a link.
+func Lstatat(dirfd int, name string, st *unix.Stat_t) error {
+	return retry(func() error { return unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW) })
+}
+
+// Mkdirat makes the directory name.
+func Mkdirat(dirfd int, name string, mode uint32) error {
+	return retry(func() error { return unix.Mkdirat(dirfd, name, mode) })
+}
+
+// Unlinkat removes the non-directory name.
+func Unlinkat(dirfd int, name string) error {
+	return retry(func() error { return unix.Unlinkat(dirfd, name, 0) })
+}
+
+// Rmdirat removes the empty directory name.
+func Rmdirat(dirfd int, name string) error {
+	return retry(func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) })
+}
+
+// Linkat gives the object oldName, never followed, the further name newName.
+func Linkat(oldDir int, oldName string, newDir int, newName string) error {
+	return retry(func() error { return unix.Linkat(oldDir, oldName, newDir, newName, 0) })
+}
+
+// Renameat renames within or between directories and replaces a target.
+func Renameat(oldDir int, oldName string, newDir int, newName string) error {
+	return retry(func() error { return unix.Renameat(oldDir, oldName, newDir, newName) })
+}
+
+// Symlinkat makes the symbolic link name.
+func Symlinkat(target string, dirfd int, name string) error {
+	return retry(func() error { return unix.Symlinkat(target, dirfd, name) })
+}
+
+// Mknodat makes a fifo, socket or device node; mode includes the type.
+func Mknodat(dirfd int, name string, mode uint32, rdev uint64) error {
+	return retry(func() error { return unix.Mknodat(dirfd, name, mode, int(rdev)) })
+}
+
+// Readlink returns the text of the symbolic link that the O_PATH descriptor fd
+// refers to.
+func Readlink(fd int) (string, error) {
+	for size := 256; ; size *= 4 {
+		buf := make([]byte, size)
+		var n int
+		err := retry(func() (err error) {
+			n, err = unix.Readlinkat(fd, "", buf)
+			return err //nolint:wrapcheck // bare errnos by contract
+		})
+		if err != nil {
+			return "", err
+		}
+		if n < size {
+			return string(buf[:n]), nil
+		}
+	}
+}
+
+// Fsync makes fd's file durable.
+func Fsync(fd int) error { return retry(func() error { return unix.Fsync(fd) }) }
+
+// Syncfs makes everything on fd's file system durable.
+func Syncfs(fd int) error { return retry(func() error { return unix.Syncfs(fd) }) }
+
+// ProcPath returns the path by which calls that take only paths reach the
+// object behind fd. The kernel goes to the object itself, not to a name.
+func ProcPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// futimens is utimensat with no path, which the unix package does not offer:
+// its AT_EMPTY_PATH form needs Linux 5.8.
+func futimens(fd int, ts *[2]unix.Timespec) error {
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(ts)), 0, 0, 0)
+	if errno != 0 {
+		return errno //nolint:wrapcheck // bare errnos by contract
+	}
+	return nil
+}
+
+// Proc is an open /proc/self/fd. Reopening an O_PATH descriptor beneath it is
+// how a file is opened for reading without ever opening a device or a FIFO that
+// was swapped in: the type is known from the O_PATH descriptor, which pins the
+// object, before anything is opened. A second lookup by name after an lstat
+// costs the same and can be raced. It is immutable and safe for concurrent use.
+type Proc struct{ fd int }
+
+// OpenProc opens /proc/self/fd; it fails where proc is not mounted.
+func OpenProc() (*Proc, error) {
+	fd, err := Openat(unix.AT_FDCWD, "/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Proc{fd: fd}, nil
+}
+
+// Reopen opens the object behind the O_PATH descriptor fd.
+func (p *Proc) Reopen(fd, flags int) (int, error) {
+	return Openat(p.fd, strconv.Itoa(fd), flags, 0)
+}
+
+// LinkFD gives the nameless file fd the name name in dirfd.
+func (p *Proc) LinkFD(fd, dirfd int, name string) error {
+	return retry(func() error {
+		return unix.Linkat(p.fd, strconv.Itoa(fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
+	})
+}
+
+// Close closes the descriptor.
+func (p *Proc) Close() error { return Close(p.fd) }
+
+// LinkEmpty is LinkFD without /proc. Before Linux 6.10 it needs
+// CAP_DAC_READ_SEARCH and gives ENOENT without it.
+func LinkEmpty(fd, dirfd int, name string) error {
+	return retry(func() error { return unix.Linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH) })
+}
+
+// Type returns the file-type bits of a mode.
+func Type(mode uint32) uint32 { return mode & unix.S_IFMT }

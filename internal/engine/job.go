@@ -1,0 +1,363 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// RootInfo identifies a root as the engine holds it.
+type RootInfo struct {
+	Path   string // as given in the JobSpec
+	Real   string // where the descriptor leads, symbolic links of Path resolved
+	Dev    uint64
+	Inode  uint64
+	FSType uint64 // f_type of statfs
+}
+
+// Job is one job's hold on its two roots. Safe for concurrent use; Close ends it.
+type Job struct {
+	e         *Engine
+	spec      JobSpec
+	trim      string
+	src, dst  root
+	inFlight  slots
+	memory    slots // buffers that the job may hold at once
+	noClone   atomic.Bool
+	noRange   atomic.Bool
+	noAtimeNo atomic.Bool // O_NOATIME was refused: files of other owners
+
+	linkMu    sync.Mutex
+	links     map[uint64]fsys.LinkMethod // by st_dev of the destination directory; guarded by linkMu
+	syncMu    sync.Mutex
+	syncFDs   map[uint64]int // st_dev -> descriptor for syncfs; guarded by syncMu
+	closeOnce sync.Once
+}
+
+type root struct {
+	fd   int
+	info RootInfo
+}
+
+// OpenJob opens both roots and holds them until Close. A root that is missing
+// or no directory, and options that contradict each other, are refused with a
+// fault.Error.
+func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
+	trim := strings.Trim(spec.Trim, "/")
+	if trim != "" {
+		if err := checkPath(trim); err != nil {
+			return nil, &fault.Error{Kind: fault.Invalid, Op: "use trim prefix", Path: spec.Trim, Err: err,
+				Hint: "give it as a relative path such as srv/data"}
+		}
+	}
+	src, err := openRoot(spec.Source, "source")
+	if err != nil {
+		return nil, err
+	}
+	dst, err := openRoot(spec.Destination, "destination")
+	if errors.Is(err, fs.ErrNotExist) && spec.CreateDest {
+		if err = os.Mkdir(spec.Destination, 0o755); err == nil || errors.Is(err, fs.ErrExist) {
+			dst, err = openRoot(spec.Destination, "destination")
+		} else {
+			err = &fault.Error{Kind: fault.KindOf(err), Op: "make destination root", Path: spec.Destination,
+				Err: errnoOf(err), Hint: "make its parent directory first"}
+		}
+	}
+	if err != nil {
+		_ = fsys.Close(src.fd)
+		return nil, err
+	}
+	limit := max(cap(e.reads), cap(e.writes))
+	if spec.Threads > 0 {
+		limit = min(limit, spec.Threads)
+	}
+	memory := int64(cap(e.bufs.free))
+	if spec.Memory > 0 {
+		memory = min(memory, max(1, spec.Memory/int64(e.bufs.size)))
+	}
+	j := &Job{e: e, spec: spec, trim: trim, src: src, dst: dst,
+		inFlight: make(slots, limit), memory: make(slots, memory),
+		links: map[uint64]fsys.LinkMethod{}, syncFDs: map[uint64]int{}}
+	if err := j.holdForSync(dst.info.Dev, dst.fd); err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	return j, nil
+}
+
+func checkSpec(spec JobSpec) error {
+	var errs []error
+	if spec.ID == "" {
+		errs = append(errs, errors.New("job has no ID"))
+	}
+	for _, r := range []struct{ what, path string }{{"source", spec.Source}, {"destination", spec.Destination}} {
+		if !filepath.IsAbs(r.path) || strings.ContainsRune(r.path, 0) {
+			errs = append(errs, errors.New(r.what+" root "+quote(r.path)+" is not an absolute path"))
+		}
+	}
+	if spec.Replace > ReplaceNever || spec.Sync > SyncFile {
+		errs = append(errs, errors.New("unknown replace or sync option"))
+	}
+	if spec.Threads < 0 {
+		errs = append(errs, errors.New("threads must not be negative"))
+	}
+	if len(errs) > 0 {
+		return &fault.Error{Kind: fault.Invalid, Op: "open job", Path: spec.ID, Err: errors.Join(errs...)}
+	}
+	return nil
+}
+
+func openRoot(path, what string) (root, error) {
+	// The root's own path may lead through links: the operator named it. From
+	// here on only the descriptor counts.
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		hint := "is it mounted on this machine?"
+		if errors.Is(err, unix.ENOTDIR) {
+			hint = "a root must be a directory"
+		}
+		return root{}, &fault.Error{Kind: fault.FromErrno(errnoOf(err)), Op: "open " + what + " root", Path: path, Err: err, Hint: hint}
+	}
+	info, err := rootInfo(path, fd)
+	if err != nil {
+		_ = fsys.Close(fd)
+		return root{}, &fault.Error{Kind: fault.KindOf(err), Op: "open " + what + " root", Path: path, Err: err}
+	}
+	return root{fd: fd, info: info}, nil
+}
+
+func rootInfo(path string, fd int) (RootInfo, error) {
+	var st unix.Stat_t
+	if err := fsys.Fstat(fd, &st); err != nil {
+		return RootInfo{}, err
+	}
+	var sf unix.Statfs_t
+	if err := unix.Fstatfs(fd, &sf); err != nil {
+		return RootInfo{}, fmt.Errorf("statfs: %w", err)
+	}
+	real, err := os.Readlink(fsys.ProcPath(fd))
+	if err != nil {
+		return RootInfo{}, fmt.Errorf("read its path: %w", err)
+	}
+	return RootInfo{Path: path, Real: real, Dev: st.Dev, Inode: st.Ino, FSType: uint64(sf.Type)}, nil
+}
+
+// Roots returns what the job's roots are.
+func (j *Job) Roots() (src, dst RootInfo) { return j.src.info, j.dst.info }
+
+// CheckRoots reports, as fault.Exhausted, a root whose path no longer leads to
+// the directory that the job holds: unmounted, mounted over or replaced. Filling
+// an empty mount point, or reading one as an empty source, starts like that.
+// Call it before each batch.
+func (j *Job) CheckRoots() error {
+	if err := j.src.check("source"); err != nil {
+		return err
+	}
+	return j.dst.check("destination")
+}
+
+func (r root) check(what string) error {
+	gone := func(err error, hint string) error {
+		return &fault.Error{Kind: fault.Exhausted, Op: "check " + what + " root", Path: r.info.Path, Err: err, Hint: hint}
+	}
+	var held, now unix.Stat_t
+	if err := fsys.Fstat(r.fd, &held); err != nil {
+		return gone(err, "the mount went away; mount it again and restart this worker")
+	}
+	if held.Nlink == 0 {
+		return gone(unix.ENOENT, "the directory has been deleted; make it again and restart this worker")
+	}
+	if err := unix.Stat(r.info.Path, &now); err != nil {
+		return gone(err, "mount it again")
+	}
+	if now.Dev != r.info.Dev || now.Ino != r.info.Inode {
+		return gone(errors.New("the path leads to another directory than when the job was opened"),
+			"it was unmounted, mounted over or replaced; undo that or restart this worker")
+	}
+	return nil
+}
+
+const noncePrefix = ".fsbackup-"
+
+// PutNonce leaves the job's proof of identity in the destination root. A nonce
+// that is there already is success. The root's times stay as they were.
+func (j *Job) PutNonce(nonce string) error {
+	return j.withNonce(nonce, "put nonce", func(name string) error {
+		fd, err := fsys.Openat(j.dst.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+		if fsys.Errno(err) == unix.EEXIST {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return fsys.Close(fd)
+	})
+}
+
+// HasNonce reports whether the destination root holds the nonce, that is
+// whether this worker sees the mount that the coordinator's first worker saw.
+func (j *Job) HasNonce(nonce string) (bool, error) {
+	found := false
+	name, err := nonceName(nonce)
+	if err != nil {
+		return false, err
+	}
+	var st unix.Stat_t
+	switch err := fsys.Lstatat(j.dst.fd, name, &st); fsys.Errno(err) {
+	case 0:
+		found = fsys.Type(st.Mode) == unix.S_IFREG
+	case unix.ENOENT:
+	default:
+		return false, &fault.Error{Kind: fault.KindOf(err), Op: "look for nonce in", Path: j.dst.info.Path, Err: err}
+	}
+	return found, nil
+}
+
+// RemoveNonce removes the nonce; a missing one is success. The root's times
+// stay as they were, so that it may run after the root has been finished.
+func (j *Job) RemoveNonce(nonce string) error {
+	return j.withNonce(nonce, "remove nonce", func(name string) error {
+		if err := fsys.Unlinkat(j.dst.fd, name); fsys.Errno(err) != unix.ENOENT {
+			return err
+		}
+		return nil
+	})
+}
+
+func nonceName(nonce string) (string, error) {
+	ok := nonce != "" && len(nonce) <= 128
+	for _, c := range nonce {
+		ok = ok && (c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '-' || c == '_')
+	}
+	if !ok {
+		return "", fault.New(fault.Invalid, "nonce %q is not 1 to 128 letters, digits, - or _", nonce)
+	}
+	return noncePrefix + nonce, nil
+}
+
+func (j *Job) withNonce(nonce, op string, f func(name string) error) error {
+	name, err := nonceName(nonce)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	err = fsys.Fstat(j.dst.fd, &st)
+	if err == nil {
+		err = f(name)
+	}
+	if err != nil {
+		return &fault.Error{Kind: fault.KindOf(err), Op: op + " in", Path: j.dst.info.Path, Err: err,
+			Hint: "the worker must be able to write in the destination root"}
+	}
+	// Not the owner: then nobody will set this root's times either.
+	_ = fsys.Node{FD: j.dst.fd, Path: true}.Utimens(st.Atim, st.Mtim)
+	return nil
+}
+
+// holdForSync keeps a descriptor for syncfs on the file system that dirFD is
+// on. It is opened before the first write there, because syncfs reports only
+// write-back errors that happened since.
+func (j *Job) holdForSync(dev uint64, dirFD int) error {
+	if j.spec.Sync == SyncNone {
+		return nil
+	}
+	j.syncMu.Lock()
+	defer j.syncMu.Unlock()
+	if _, ok := j.syncFDs[dev]; ok {
+		return nil
+	}
+	fd, err := fsys.Openat(dirFD, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return &fault.Error{Kind: fault.KindOf(err), Op: "open for sync", Path: j.dst.info.Path, Err: err,
+			Hint: "the worker must be able to read the destination root"}
+	}
+	j.syncFDs[dev] = fd
+	return nil
+}
+
+// Sync makes everything that the job's batches wrote so far durable: one syncfs
+// per file system written to. It does nothing with SyncNone. An error means
+// that work may be lost, so every batch that it was to cover must go back.
+func (j *Job) Sync(ctx context.Context) error {
+	if j.spec.Sync == SyncNone {
+		return nil
+	}
+	j.syncMu.Lock()
+	fds := make([]int, 0, len(j.syncFDs))
+	for _, fd := range j.syncFDs {
+		fds = append(fds, fd)
+	}
+	j.syncMu.Unlock()
+	for _, fd := range fds {
+		if err := ctx.Err(); err != nil {
+			return &fault.Error{Kind: fault.Canceled, Op: "sync", Path: j.dst.info.Path, Err: context.Cause(ctx)}
+		}
+		if err := fsys.Syncfs(fd); err != nil {
+			kind := fault.FromErrno(errnoOf(err))
+			if kind == fault.Internal { // EIO: the data is lost, the batch must be done again
+				kind = fault.Transient
+			}
+			return &fault.Error{Kind: kind, Op: "sync", Path: j.dst.info.Path, Err: err,
+				Hint: "what was written since the last sync will be written again"}
+		}
+	}
+	return nil
+}
+
+// Close gives the roots back. No Run may be under way.
+func (j *Job) Close() error {
+	var errs []error
+	j.closeOnce.Do(func() {
+		errs = append(errs, fsys.Close(j.src.fd), fsys.Close(j.dst.fd))
+		for _, fd := range j.syncFDs {
+			errs = append(errs, fsys.Close(fd))
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// errnoOf returns the errno in err's tree, 0 if there is none.
+func errnoOf(err error) syscall.Errno {
+	var no syscall.Errno
+	errors.As(err, &no)
+	return no
+}
+
+// linkMethod returns how nameless files are named on the destination's file
+// system dev. The best is assumed until it fails: there is no probe, which
+// would leave litter if it were killed half-way, and change the directory's
+// times.
+func (j *Job) linkMethod(dev uint64) fsys.LinkMethod {
+	j.linkMu.Lock()
+	defer j.linkMu.Unlock()
+	if m, ok := j.links[dev]; ok {
+		return m
+	}
+	return fsys.LinkByFD
+}
+
+// linkFailed notes that method does not work on dev and returns what is left.
+func (j *Job) linkFailed(dev uint64, method fsys.LinkMethod) fsys.LinkMethod {
+	j.linkMu.Lock()
+	defer j.linkMu.Unlock()
+	next := method - 1
+	if m, ok := j.links[dev]; ok {
+		next = min(next, m)
+	}
+	j.links[dev] = next
+	return next
+}

@@ -1,0 +1,394 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// run is one execution of one batch.
+type run struct {
+	j     *Job
+	b     *Batch
+	guard Guard
+	ctx   context.Context // of this run only; ends with it
+	stop  context.CancelCauseFunc
+	src   *fsys.DirCache
+	dst   *fsys.DirCache
+
+	mu       sync.Mutex
+	counts   Counts                     // guarded by mu
+	failures []indexedFailure           // guarded by mu
+	warnings map[string]*indexedWarning // guarded by mu
+}
+
+type indexedFailure struct {
+	index int
+	Failure
+}
+
+type indexedWarning struct {
+	index int // of the entry that Example is from
+	Warning
+}
+
+// Run executes the batch's entries, up to the job's threads at once. g may be
+// nil, else it is asked from many goroutines. Run returns an error only when
+// the batch as a whole must go back (fault.Stale, fault.Canceled,
+// fault.Exhausted, or the guard's own); whatever else goes wrong is a Failure
+// in the outcome. A batch may be run any number of times: the counts are those
+// of the end state. Safe for concurrent use; b is only read.
+func (j *Job) Run(ctx context.Context, b *Batch, g Guard) (*Outcome, error) {
+	outer := ctx
+	ctx, stop := context.WithCancelCause(outer)
+	defer stop(nil)
+	r := &run{j: j, b: b, guard: g, ctx: ctx, stop: stop, warnings: map[string]*indexedWarning{}}
+	r.src = fsys.NewDirCache(j.e.dirCache, func(p string) (int, error) { return j.e.resolver.OpenDir(j.src.fd, p) })
+	r.dst = fsys.NewDirCache(j.e.dirCache, func(p string) (int, error) { return j.e.resolver.OpenDir(j.dst.fd, p) })
+	defer r.src.DropAll()
+	defer r.dst.DropAll()
+
+	// Directories first: an entry in a directory must not meet what the
+	// directory's own line is about to replace.
+	first, second := plan(b.Entries)
+	for _, units := range [][]unit{first, second} {
+		r.all(units)
+		if err := context.Cause(ctx); err != nil {
+			return nil, batchError(outer, err)
+		}
+	}
+	return r.outcome(), nil
+}
+
+// batchError gives what stopped a run its kind: a cause that the caller
+// cancelled with is no fault of the batch.
+func batchError(outer context.Context, err error) error {
+	if stopsRun(err) || outer.Err() == nil {
+		return err
+	}
+	return &fault.Error{Kind: fault.Canceled, Op: "run batch", Err: err}
+}
+
+// unit is what one goroutine does in one go: indexes of entries, in order.
+type unit []int
+
+// sliceBytes and sliceEntries bound a unit: large enough that a directory is
+// worked on by few goroutines at once (the kernel locks it for each change),
+// small enough that no goroutine is left with all the work.
+const (
+	sliceEntries = 16
+	sliceBytes   = 4 << 20
+)
+
+// plan returns the units that make directories and those that do the rest. A
+// hard-link group is one unit; other entries go by slices of a directory.
+func plan(entries []Entry) (first, second []unit) {
+	groups := map[uint64]int{} // group -> index in second
+	var dir string
+	var bytes uint64
+	open := -1 // the slice that may grow
+	for i := range entries {
+		e := &entries[i]
+		switch {
+		case e.Op == OpMkdir:
+			if n := len(first); n > 0 && len(first[n-1]) < sliceEntries {
+				first[n-1] = append(first[n-1], i)
+			} else {
+				first = append(first, unit{i})
+			}
+			continue
+		case e.Op == OpLink && e.Group != 0:
+			if g, ok := groups[e.Group]; ok {
+				second[g] = append(second[g], i)
+			} else {
+				groups[e.Group] = len(second)
+				second = append(second, unit{i})
+			}
+			continue
+		}
+		parent, _ := split(e.Path)
+		var size uint64
+		if e.Meta != nil {
+			size = e.Meta.Size
+		}
+		if open >= 0 && parent == dir && len(second[open]) < sliceEntries && bytes+size <= sliceBytes {
+			second[open] = append(second[open], i)
+			bytes += size
+			continue
+		}
+		dir, bytes, open = parent, size, len(second)
+		second = append(second, unit{i})
+	}
+	return first, second
+}
+
+func (r *run) all(units []unit) {
+	var next atomic.Int64
+	work := func() {
+		for {
+			n := int(next.Add(1)) - 1
+			if n >= len(units) || r.ctx.Err() != nil {
+				return
+			}
+			if err := r.do(units[n]); err != nil {
+				r.stop(err)
+				return
+			}
+		}
+	}
+	threads := min(cap(r.j.inFlight), len(units))
+	if threads <= 1 {
+		work() // on the caller's own thread
+		return
+	}
+	var wg sync.WaitGroup
+	for range threads {
+		wg.Go(work)
+	}
+	wg.Wait()
+}
+
+// do executes a unit; its error stops the batch.
+func (r *run) do(u unit) error {
+	var c Counts
+	defer func() { r.add(&c) }()
+	if e := &r.b.Entries[u[0]]; e.Op == OpLink && e.Group != 0 {
+		return r.holding(func() error { return r.linkGroup(u, &c) })
+	}
+	for _, i := range u {
+		e := &r.b.Entries[i]
+		err := r.holding(func() error { return r.entry(i, e, &c) })
+		if err == nil {
+			continue
+		}
+		if stopsRun(err) {
+			return err
+		}
+		r.fail(i, err, &c)
+	}
+	return nil
+}
+
+// holding calls f with a slot of the job and of the engine.
+func (r *run) holding(f func() error) error {
+	for _, s := range []slots{r.j.inFlight, r.j.e.reads, r.j.e.writes} {
+		if err := s.acquire(r.ctx); err != nil {
+			return &fault.Error{Kind: fault.Canceled, Op: "run batch", Err: err}
+		}
+		defer s.release()
+	}
+	return f()
+}
+
+// entry executes one entry.
+func (r *run) entry(i int, e *Entry, c *Counts) error {
+	return r.repeating(e, func() error { return r.once(i, e, c) })
+}
+
+// repeating calls f again, a bounded number of times, when a directory that it
+// had resolved is gone by somebody else's doing. f counts only what succeeds.
+func (r *run) repeating(e *Entry, f func() error) error {
+	for round := 0; ; round++ {
+		if err := r.check(); err != nil {
+			return err
+		}
+		err := f()
+		stale := errors.Is(err, unix.ESTALE)
+		gone := errors.Is(err, errParentGone)
+		if !stale && !gone {
+			return err
+		}
+		if stale {
+			if err := r.j.CheckRoots(); err != nil {
+				return err
+			}
+		}
+		if round == maxRounds {
+			if gone {
+				err = &fault.Error{Kind: fault.Transient, Op: "write into", Path: e.Path, Err: errParentGone,
+					Hint: "something else removes directories in the destination"}
+			}
+			return err
+		}
+		r.src.DropAll()
+		r.dst.DropAll()
+	}
+}
+
+const maxRounds = 3
+
+// once is one try at an entry. It adds to c only when it succeeds.
+func (r *run) once(i int, e *Entry, c *Counts) error {
+	t, err := r.prepare(i, e, c)
+	if t == nil {
+		return err
+	}
+	switch e.Op {
+	case OpMkdir:
+		err = r.mkdir(t, c)
+	case OpCopy, OpLink: // a link without a group is a file of its own
+		_, err = r.copyCounted(t, c)
+	case OpUnlink, OpRemoveTree:
+		err = r.remove(t, c)
+	case OpFinish, OpTouch:
+		err = r.finish(t, c)
+	default:
+		err = &fault.Error{Kind: fault.Invalid, Op: "execute", Path: e.Path, Err: errors.New("unknown operation")}
+	}
+	if err == nil {
+		r.warn(t)
+	}
+	return err
+}
+
+// prepare checks an entry and finds its place. A nil target without an error is
+// an entry that has none and has been counted as skipped.
+func (r *run) prepare(i int, e *Entry, c *Counts) (*target, error) {
+	if e.Op == OpRejected {
+		kind := fault.Kind(e.Kind)
+		if kind == fault.Internal {
+			kind = fault.Invalid
+		}
+		return nil, &fault.Error{Kind: kind, Op: "read entry", Path: e.Path, Err: errors.New(cmp.Or(e.Reject, "rejected"))}
+	}
+	if e.Path != "" {
+		if err := checkPath(e.Path); err != nil {
+			return nil, &fault.Error{Kind: fault.Denied, Op: "use path", Path: e.Path, Err: err}
+		}
+	}
+	dst, where := r.j.trimmed(e.Path)
+	switch where {
+	case placeAbove:
+		c.Skipped++ // an ancestor of what is restored
+		return nil, nil
+	case placeOutside:
+		return nil, &fault.Error{Kind: fault.Invalid, Op: "trim", Path: e.Path,
+			Err: errors.New("path is not below the trim prefix " + quote(r.j.trim))}
+	}
+	return &target{index: i, e: e, path: dst}, nil
+}
+
+// target is an entry with its place in the destination.
+type target struct {
+	index int
+	e     *Entry
+	path  string // beneath the destination root; "" = the root itself
+
+	warnings []string // kinds of loss met so far, each once
+	changed  bool     // the source changed while it was read
+}
+
+// lose notes a loss that does not fail the entry.
+func (t *target) lose(kind string) {
+	if !slices.Contains(t.warnings, kind) {
+		t.warnings = append(t.warnings, kind)
+	}
+}
+
+// errGuard marks whatever the guard said, so that it stops the batch also when
+// its kind would not.
+var errGuard = errors.New("guard")
+
+type guardError struct{ err error }
+
+func (g *guardError) Error() string        { return g.err.Error() }
+func (g *guardError) Unwrap() error        { return g.err }
+func (g *guardError) Is(target error) bool { return target == errGuard }
+
+// check asks the guard and the context. It precedes each entry and each change
+// of a name.
+func (r *run) check() error {
+	if err := r.ctx.Err(); err != nil {
+		return &fault.Error{Kind: fault.Canceled, Op: "run batch", Err: context.Cause(r.ctx)}
+	}
+	if r.guard == nil {
+		return nil
+	}
+	if err := r.guard.Check(); err != nil {
+		return &guardError{err}
+	}
+	return nil
+}
+
+// stopsRun reports whether err ends the batch.
+func stopsRun(err error) bool {
+	return err != nil && (stopsBatch(err) || errors.Is(err, errGuard))
+}
+
+func (r *run) fail(i int, err error, c *Counts) {
+	e := &r.b.Entries[i]
+	if isDirOp(e) {
+		c.DirsFailed++
+	} else {
+		c.FilesFailed++
+	}
+	f := r.failure(e, err)
+	r.mu.Lock()
+	r.failures = append(r.failures, indexedFailure{i, f})
+	r.mu.Unlock()
+}
+
+// warn counts the losses of an entry that is done. The example of each kind is
+// the first entry in batch order, so that a second attempt says the same.
+func (r *run) warn(t *target) {
+	if len(t.warnings) == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, kind := range t.warnings {
+		w := r.warnings[kind]
+		if w == nil {
+			w = &indexedWarning{index: t.index, Warning: Warning{Kind: kind}}
+			r.warnings[kind] = w
+		}
+		w.Count++
+		if t.index <= w.index {
+			w.index, w.Example = t.index, t.e.Path
+		}
+	}
+}
+
+func (r *run) add(c *Counts) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := &r.counts
+	t.DirsCopied += c.DirsCopied
+	t.FilesCopied += c.FilesCopied
+	t.BytesCopied += c.BytesCopied
+	t.DirsFailed += c.DirsFailed
+	t.FilesFailed += c.FilesFailed
+	t.Deleted += c.Deleted
+	t.DirsDeleted += c.DirsDeleted
+	t.Links += c.Links
+	t.Skipped += c.Skipped
+	t.ChangedWhileRead += c.ChangedWhileRead
+	t.ChangedSinceScan += c.ChangedSinceScan
+	t.DirsFinished += c.DirsFinished
+	t.DirsTouched += c.DirsTouched
+	t.HoleBytes += c.HoleBytes
+	t.ReflinkBytes += c.ReflinkBytes
+}
+
+func (r *run) outcome() *Outcome {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o := &Outcome{Counts: r.counts}
+	slices.SortFunc(r.failures, func(a, b indexedFailure) int { return a.index - b.index })
+	for _, f := range r.failures {
+		o.Failures = append(o.Failures, f.Failure)
+	}
+	for _, w := range r.warnings {
+		o.Warnings = append(o.Warnings, w.Warning)
+	}
+	slices.SortFunc(o.Warnings, func(a, b Warning) int { return cmp.Compare(a.Kind, b.Kind) })
+	return o
+}
