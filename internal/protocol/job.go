@@ -1,0 +1,292 @@
+package protocol
+
+import (
+	"path"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// JobSpec is what a submitter asks for. It never changes after submission.
+type JobSpec struct {
+	Source      string `json:"source"`      // source root, absolute
+	Destination string `json:"destination"` // destination root, absolute
+	Meta        string `json:"meta"`        // directory of the meta files, as the submitter sees it
+	Trim        string `json:"trim,omitempty"`
+	Pool        string `json:"pool"`
+	Priority    int    `json:"priority,omitempty"` // shares of credit: weight 2^priority, -4..4
+	Name        string `json:"name,omitempty"`     // for people
+
+	WriteMeta       bool   `json:"write_meta"`
+	Restore         bool   `json:"restore,omitempty"`
+	Replace         string `json:"replace,omitempty"`        // always (default), if-older, never
+	Vanished        string `json:"vanished,omitempty"`       // fail (default), skip
+	CheckContents   bool   `json:"check_contents,omitempty"` // metadata-only entries: compare contents
+	DeleteBefore    bool   `json:"delete_before,omitempty"`
+	DeleteUnchecked bool   `json:"delete_unchecked,omitempty"`
+	Sync            string `json:"sync,omitempty"` // batch (default), none, file
+	AllowOverlap    bool   `json:"allow_overlap,omitempty"`
+	KeepDirs        bool   `json:"keep_dirs,omitempty"` // no finish phase: directories keep default modes
+
+	MaxFailures int64 `json:"max_failures,omitempty"` // failures tolerated by status completed; -1 = any
+	FailFast    bool  `json:"fail_fast,omitempty"`    // stop at the first failure that is not tolerated
+	MaxWorkers  int   `json:"max_workers,omitempty"`  // shards at once over the cluster; 0 = no limit
+
+	Threads int   `json:"threads,omitempty"` // per worker
+	Memory  int64 `json:"memory,omitempty"`  // bytes per worker
+
+	Limits Limits `json:"limits"`
+
+	// Trace is the W3C trace context of the submitter.
+	Trace map[string]string `json:"trace,omitempty"`
+}
+
+// Limits are the cutter's, frozen in the job so that any shard can be cut again.
+type Limits struct {
+	Version   int    `json:"version"`
+	Entries   int    `json:"entries"`    // entries of a shard
+	DataBytes uint64 `json:"data_bytes"` // bytes of regular files of a shard
+	RawBytes  int    `json:"raw_bytes"`  // uncompressed bytes of a shard's message
+}
+
+// DefaultLimits are used where a spec has none.
+func DefaultLimits() Limits {
+	return Limits{Version: 1, Entries: 2000, DataBytes: 256 << 20, RawBytes: 768 << 10}
+}
+
+// Normalize fills in defaults and returns an error that names every wrong field.
+func (s *JobSpec) Normalize() error {
+	var errs []string
+	bad := func(msg string) { errs = append(errs, msg) }
+	for _, f := range []struct {
+		name string
+		p    *string
+	}{{"source", &s.Source}, {"destination", &s.Destination}} {
+		if !path.IsAbs(*f.p) || strings.ContainsRune(*f.p, 0) {
+			bad(f.name + " must be an absolute path")
+			continue
+		}
+		// JSON and protobuf would change such a path silently.
+		if !utf8.ValidString(*f.p) {
+			bad(f.name + " must be valid UTF-8")
+		}
+		*f.p = path.Clean(*f.p)
+	}
+	if !utf8.ValidString(s.Trim) || strings.ContainsRune(s.Trim, 0) {
+		bad("trim must be valid UTF-8 without NUL")
+	}
+	if s.Pool == "" {
+		s.Pool = "default"
+	}
+	if err := CheckToken("pool", s.Pool); err != nil {
+		bad(err.Error())
+	}
+	choose := func(name string, p *string, values ...string) {
+		if *p == "" {
+			*p = values[0]
+		}
+		if !slices.Contains(values, *p) {
+			bad(name + " must be one of " + strings.Join(values, ", "))
+		}
+	}
+	choose("replace", &s.Replace, "always", "if-older", "never")
+	choose("vanished", &s.Vanished, "fail", "skip")
+	choose("sync", &s.Sync, "batch", "none", "file")
+	if s.Priority < -4 || s.Priority > 4 {
+		bad("priority must be between -4 and 4")
+	}
+	if s.Memory == 0 || s.Memory < -1 {
+		if s.Memory != 0 {
+			bad("memory must be -1 (the default limit) or a number of bytes")
+		}
+		s.Memory = -1
+	}
+	if s.Threads < 0 {
+		bad("threads must not be negative")
+	}
+	def := DefaultLimits()
+	if s.Limits.Version == 0 {
+		s.Limits.Version = def.Version
+	}
+	if s.Limits.Version != def.Version {
+		bad("limits version is not known")
+	}
+	if s.Limits.Entries <= 0 {
+		s.Limits.Entries = def.Entries
+	}
+	if s.Limits.DataBytes == 0 {
+		s.Limits.DataBytes = def.DataBytes
+	}
+	if s.Limits.RawBytes <= 0 {
+		s.Limits.RawBytes = def.RawBytes
+	}
+	s.Limits.Entries = min(s.Limits.Entries, 100_000)
+	s.Limits.RawBytes = min(max(s.Limits.RawBytes, 16<<10), 16<<20)
+	if len(errs) > 0 {
+		return fault.New(fault.Invalid, "job: %s", strings.Join(errs, "; "))
+	}
+	return nil
+}
+
+// State is where a job is in its life. Transitions only go down this list.
+// Paused is what a queued or running job shows whose record says so.
+type State string
+
+// The states of a job.
+const (
+	StateQueued     State = "queued"     // waits for a job whose destination overlaps
+	StateRunning    State = "running"    // admits, publishes, folds
+	StatePaused     State = "paused"     // publishes nothing
+	StateCancelling State = "cancelling" // waits for attempts to end
+	StateCompleted  State = "completed"
+	StateFailed     State = "failed"
+	StateCancelled  State = "cancelled"
+)
+
+// Final reports whether nothing follows.
+func (s State) Final() bool {
+	return s == StateCompleted || s == StateFailed || s == StateCancelled
+}
+
+// Status is the C interface's figure: 1 completed, 2 in progress, 3 failed.
+func (s State) Status() int {
+	switch s {
+	case StateCompleted:
+		return 1
+	case StateFailed, StateCancelled:
+		return 3
+	}
+	return 2
+}
+
+// JobRecord is a job's durable record in BucketJobs, written by the leader only.
+type JobRecord struct {
+	ID         JobID     `json:"id"`
+	Spec       JobSpec   `json:"spec"`
+	State      State     `json:"state"`
+	Reason     string    `json:"reason,omitempty"`      // why it failed or was cancelled, for people
+	Paused     bool      `json:"paused,omitempty"`      // publishes nothing
+	FailedFast bool      `json:"failed_fast,omitempty"` // cancelling ends as failed
+	Sealed     bool      `json:"sealed"`                // no more control files will come
+	Files      uint32    `json:"files"`                 // control files appended so far
+	Metas      []FileRef `json:"metas,omitempty"`       // uploaded meta files; empty: they are in Spec.Meta
+	Created    time.Time `json:"created"`
+	Started    time.Time `json:"started,omitzero"`
+	Ended      time.Time `json:"ended,omitzero"`
+	Epoch      uint64    `json:"epoch"` // leaders that took the job over
+	// ResultsAfter is a sequence of the result stream before all results of the job.
+	ResultsAfter uint64 `json:"results_after,omitempty"`
+
+	// Mount proof: set by the first worker.
+	Nonce       string `json:"nonce,omitempty"`
+	NonceReady  bool   `json:"nonce_ready,omitempty"`
+	SourceInode uint64 `json:"source_inode,omitempty"`
+	SourceFS    string `json:"source_fs,omitempty"`
+
+	Phases map[Phase]PhaseRecord `json:"phases,omitempty"`
+
+	// Final figures, set with a final state.
+	Stats    *Stats    `json:"stats,omitempty"`
+	Warnings []Warning `json:"warnings,omitempty"`
+}
+
+// PhaseRecord is what is durable of a finished phase.
+type PhaseRecord struct {
+	Shards   uint64    `json:"shards"`
+	Complete bool      `json:"complete"`
+	Started  time.Time `json:"started,omitzero"`
+	Ended    time.Time `json:"ended,omitzero"`
+}
+
+// FileRef names a control or meta file of a submission.
+type FileRef struct {
+	Path   string `json:"path"`
+	Size   int64  `json:"size"`
+	Digest string `json:"digest"` // hex SHA-256
+	Phase  Phase  `json:"phase,omitempty"`
+}
+
+// FileRecord is the durable record of one control file, written at admission.
+type FileRecord struct {
+	Index   uint32     `json:"index"`
+	Ref     FileRef    `json:"ref"`
+	Object  string     `json:"object,omitempty"` // where its content was uploaded to
+	State   string     `json:"state"`            // pending, admitted, refused
+	Refused string     `json:"refused,omitempty"`
+	Counts  FileCounts `json:"counts"`
+	// FirstN is the number of its first shard, by phase.
+	FirstN map[Phase]uint64 `json:"first_n,omitempty"`
+}
+
+// States of control files.
+const (
+	FilePending  = "pending"
+	FileAdmitted = "admitted"
+	FileRefused  = "refused"
+)
+
+// FileCounts are what admission found in a control file.
+type FileCounts struct {
+	Dirs    uint64 `json:"dirs"`    // directory lines to do, unreadable ones included
+	Files   uint64 `json:"files"`   // file lines to do, unreadable ones included
+	Bytes   uint64 `json:"bytes"`   // by the header
+	Skipped uint64 `json:"skipped"` // dd lines
+}
+
+// Cursor says how far a job is published. It is stored with the shards that it
+// covers in one atomic batch.
+type Cursor struct {
+	Epoch    uint64 `json:"epoch"`
+	Phase    Phase  `json:"phase"`
+	Next     uint64 `json:"next"`     // number of the next shard of the phase
+	File     uint32 `json:"file"`     // its control file
+	Position []byte `json:"position"` // the cutter's position in it; empty = its start
+	Done     bool   `json:"done"`     // the phase has no more shards
+	Bytes    uint64 `json:"bytes"`    // sum of the sizes of regular files published so far
+}
+
+// Stats are a job's statistics: FS_Backup's nine figures and what it can't say.
+// Sizes are bytes, speed is bytes per second.
+type Stats struct {
+	DirsToBackup  uint64 `json:"dirs_to_backup"`
+	FilesToBackup uint64 `json:"files_to_backup"`
+	BytesToBackup uint64 `json:"bytes_to_backup"`
+	DirsCopied    uint64 `json:"dirs_copied"`
+	FilesCopied   uint64 `json:"files_copied"`
+	BytesCopied   uint64 `json:"bytes_copied"`
+	DirsFailed    uint64 `json:"dirs_failed"`
+	FilesFailed   uint64 `json:"files_failed"`
+	BytesPerSec   uint64 `json:"bytes_per_second"`
+
+	DirsToDelete     uint64 `json:"dirs_to_delete"`     // directory lines of delete files
+	FilesToDelete    uint64 `json:"files_to_delete"`    // file lines of delete files
+	Deleted          uint64 `json:"deleted"`            // delete lines whose target is gone
+	DirsDeleted      uint64 `json:"dirs_deleted"`       // of these, lines of directories
+	DeletesFailed    uint64 `json:"deletes_failed"`     // delete lines that failed
+	DirDeletesFailed uint64 `json:"dir_deletes_failed"` // of these, lines of directories
+	Links            uint64 `json:"links_made"`         // hard links, leaders not included
+	Skipped          uint64 `json:"skipped"`            // lines that were not to be done
+	DirMetaFailed    uint64 `json:"dir_meta_failed"`    // copied directories that did not get their owner, mode or times
+	ChangedWhileRead uint64 `json:"changed_while_read"` // files read again because they changed
+	ChangedSinceScan uint64 `json:"changed_since_scan"` // files copied as they are, not as they were scanned
+	ShardsRepeated   uint64 `json:"shards_repeated"`    // shards executed more than once
+	FilesRefused     uint64 `json:"control_files_refused"`
+
+	HoleBytes    uint64 `json:"hole_bytes"`    // measured, not exact
+	ReflinkBytes uint64 `json:"reflink_bytes"` // measured, not exact
+}
+
+// Failures is the number of entries and control files that could not be done.
+func (s *Stats) Failures() uint64 {
+	return s.DirsFailed + s.FilesFailed + s.DeletesFailed + s.DirMetaFailed + s.FilesRefused
+}
+
+// Warning counts one kind of loss that does not fail an entry.
+type Warning struct {
+	Kind    string `json:"kind"`
+	Count   uint64 `json:"count"`
+	Example string `json:"example"`
+}

@@ -1,0 +1,155 @@
+package protocol_test
+
+import (
+	"encoding/json"
+	"path"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/protocol"
+)
+
+func TestASpecGetsItsDefaults(t *testing.T) {
+	t.Parallel()
+	got := protocol.JobSpec{Source: "/a//b/", Destination: "/c/./d"}
+	if err := got.Normalize(); err != nil {
+		t.Fatal(err)
+	}
+	want := protocol.JobSpec{
+		Source: "/a/b", Destination: "/c/d", Pool: "default", Replace: "always", Vanished: "fail", Sync: "batch", Memory: -1,
+		Limits: protocol.DefaultLimits(),
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestASpecIsHeldAgainstItsRules(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		set  func(*protocol.JobSpec)
+		want []string // in the error; none = accepted
+	}{
+		{"relative source", func(s *protocol.JobSpec) { s.Source = "a" }, []string{"source must be an absolute path"}},
+		{"no destination", func(s *protocol.JobSpec) { s.Destination = "" }, []string{"destination must be"}},
+		{"both, each named", func(s *protocol.JobSpec) { s.Source, s.Destination = "a", "b" }, []string{"source", "destination"}},
+		{"NUL", func(s *protocol.JobSpec) { s.Source = "/a\x00" }, []string{"source"}},
+		{"not UTF-8", func(s *protocol.JobSpec) { s.Destination = "/a\xff" }, []string{"destination must be valid UTF-8"}},
+		{"trim not UTF-8", func(s *protocol.JobSpec) { s.Trim = "\xff" }, []string{"trim"}},
+		{"pool", func(s *protocol.JobSpec) { s.Pool = "a.b" }, []string{"pool"}},
+		{"replace", func(s *protocol.JobSpec) { s.Replace = "sometimes" }, []string{"replace must be one of always, if-older, never"}},
+		{"vanished", func(s *protocol.JobSpec) { s.Vanished = "x" }, []string{"vanished"}},
+		{"sync", func(s *protocol.JobSpec) { s.Sync = "x" }, []string{"sync"}},
+		{"priority too low", func(s *protocol.JobSpec) { s.Priority = -5 }, []string{"priority"}},
+		{"priority too high", func(s *protocol.JobSpec) { s.Priority = 5 }, []string{"priority"}},
+		{"priority at its end", func(s *protocol.JobSpec) { s.Priority = 4 }, nil},
+		{"memory", func(s *protocol.JobSpec) { s.Memory = -2 }, []string{"memory"}},
+		{"memory by default", func(s *protocol.JobSpec) { s.Memory = -1 }, nil},
+		{"threads", func(s *protocol.JobSpec) { s.Threads = -1 }, []string{"threads"}},
+		{"limits of another version", func(s *protocol.JobSpec) { s.Limits.Version = 9 }, []string{"limits version"}},
+		{"everything at once", func(s *protocol.JobSpec) { s.Sync, s.Replace, s.Threads = "x", "x", -1 }, []string{"sync", "replace", "threads"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := protocol.JobSpec{Source: "/s", Destination: "/d"}
+			c.set(&s)
+			err := s.Normalize()
+			if len(c.want) == 0 {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if !fault.Is(err, fault.Invalid) {
+				t.Fatalf("error %v", err)
+			}
+			for _, w := range c.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("%q does not name %q", err, w)
+				}
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("%q has more than one line", err)
+			}
+		})
+	}
+}
+
+func TestLimitsAreBounded(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ in, want protocol.Limits }{
+		{protocol.Limits{Entries: -1, RawBytes: -1}, protocol.DefaultLimits()},
+		{protocol.Limits{Entries: 1, RawBytes: 1, DataBytes: 1}, protocol.Limits{Version: 1, Entries: 1, RawBytes: 16 << 10, DataBytes: 1}},
+		{protocol.Limits{Entries: 1 << 30, RawBytes: 1 << 30, DataBytes: 1 << 60}, protocol.Limits{Version: 1, Entries: 100_000, RawBytes: 16 << 20, DataBytes: 1 << 60}},
+	} {
+		s := protocol.JobSpec{Source: "/s", Destination: "/d", Limits: c.in}
+		if err := s.Normalize(); err != nil || s.Limits != c.want {
+			t.Errorf("%+v became %+v, error %v", c.in, s.Limits, err)
+		}
+	}
+}
+
+// FuzzJobSpec holds that a spec that is accepted is canonical: neither a second
+// look nor the way over the wire changes it.
+func FuzzJobSpec(f *testing.F) {
+	f.Add([]byte(`{"source":"/s","destination":"/d"}`))
+	f.Add([]byte(`{"source":"/s/../..","destination":"//d/.","pool":"p","priority":4,"memory":-1,"limits":{"version":1,"raw_bytes":-5}}`))
+	f.Add([]byte(`{"source":"/\ud800","destination":"/d","trim":"a/b","sync":"none","trace":{"traceparent":"x"}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var s protocol.JobSpec
+		if json.Unmarshal(b, &s) != nil {
+			return
+		}
+		if err := s.Normalize(); err != nil {
+			if !fault.Is(err, fault.Invalid) {
+				t.Errorf("kind of %v", err)
+			}
+			return
+		}
+		if !path.IsAbs(s.Source) || !path.IsAbs(s.Destination) || protocol.CheckToken("pool", s.Pool) != nil {
+			t.Errorf("accepted %+v", s)
+		}
+		again := s
+		if err := again.Normalize(); err != nil {
+			t.Errorf("refused at the second look: %v", err)
+		}
+		wire, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got protocol.JobSpec
+		if err := json.Unmarshal(wire, &got); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Trace) == 0 { // {} and nothing are one
+			s.Trace, again.Trace = nil, nil
+		}
+		if d := cmp.Diff(s, again) + cmp.Diff(s, got); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
+func TestEveryStateHasItsStatus(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[protocol.State]int{
+		protocol.StateQueued: 2, protocol.StateRunning: 2, protocol.StatePaused: 2, protocol.StateCancelling: 2,
+		protocol.StateCompleted: 1, protocol.StateFailed: 3, protocol.StateCancelled: 3,
+	} {
+		if s.Status() != want || s.Final() != (want != 2) {
+			t.Errorf("%s: status %d, final %v", s, s.Status(), s.Final())
+		}
+	}
+}
+
+func TestFailuresAreEntriesAndControlFiles(t *testing.T) {
+	t.Parallel()
+	s := protocol.Stats{DirsFailed: 1, FilesFailed: 10, DeletesFailed: 100, DirMetaFailed: 1000, FilesRefused: 10000, Skipped: 7, ShardsRepeated: 7}
+	if s.Failures() != 11111 {
+		t.Errorf("%d failures", s.Failures())
+	}
+}

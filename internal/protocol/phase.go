@@ -1,0 +1,76 @@
+package protocol
+
+import "strconv"
+
+// Phase is one of the four kinds of work that control files ask for, or one of
+// the internal ones. The numbers of the four are those of the C interface.
+type Phase uint8
+
+// The phases.
+const (
+	PhaseCopy     Phase = 1
+	PhaseDelete   Phase = 2
+	PhaseHardlink Phase = 3
+	PhaseDir      Phase = 4
+	// PhaseVerify compares what was copied with its source.
+	PhaseVerify Phase = 5
+	// PhaseFinish gives the directories of copy control files owner, mode,
+	// ACL, xattrs and times, after the last phase that changes names.
+	PhaseFinish Phase = 6
+	// PhaseCleanup takes away what the job left in the destination root for
+	// its own use. It has one shard.
+	PhaseCleanup Phase = 7
+)
+
+// String returns the phase's name.
+func (p Phase) String() string {
+	switch p {
+	case PhaseCopy:
+		return "copy"
+	case PhaseDelete:
+		return "delete"
+	case PhaseHardlink:
+		return "hardlink"
+	case PhaseDir:
+		return "dir"
+	case PhaseVerify:
+		return "verify"
+	case PhaseFinish:
+		return "finish"
+	case PhaseCleanup:
+		return "cleanup"
+	}
+	return "phase-" + strconv.Itoa(int(p))
+}
+
+// MarshalText makes phases readable in JSON.
+func (p Phase) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText; an unknown name gives 0.
+func (p *Phase) UnmarshalText(b []byte) error {
+	*p = 0
+	for q := PhaseCopy; q <= PhaseCleanup; q++ {
+		if q.String() == string(b) {
+			*p = q
+		}
+	}
+	return nil
+}
+
+// Order returns the phases of a job in the order in which they run.
+// deleteBefore swaps copy and delete, for targets that are full.
+func Order(deleteBefore bool) []Phase {
+	if deleteBefore {
+		return []Phase{PhaseDelete, PhaseCopy, PhaseHardlink, PhaseFinish, PhaseDir, PhaseVerify, PhaseCleanup}
+	}
+	return []Phase{PhaseCopy, PhaseDelete, PhaseHardlink, PhaseFinish, PhaseDir, PhaseVerify, PhaseCleanup}
+}
+
+// FilesOf returns the phase whose control files p is cut from: finishing and
+// verifying go over the files of the copy phase again.
+func (p Phase) FilesOf() Phase {
+	if p == PhaseFinish || p == PhaseVerify {
+		return PhaseCopy
+	}
+	return p
+}
