@@ -1,0 +1,150 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// Config says how to reach NATS.
+type Config struct {
+	// URL of the servers, comma-separated; ignored with Server.
+	URL string
+	// Server is an embedded server to connect to without a socket.
+	Server *Server
+	// Name of the connection in NATS's own monitoring.
+	Name string
+	// Creds is a file with user credentials (JWT and seed); optional.
+	Creds string
+	// User and Password, where the URL has none; optional.
+	User, Password string
+	// CA, Cert and Key are PEM files for TLS; optional.
+	CA, Cert, Key string
+	// Patient waits for ever for the first connection, and says so; otherwise
+	// Connect gives up after Patience.
+	Patient  bool
+	Patience time.Duration // default 4 s
+	Logger   *slog.Logger  // default: silent
+}
+
+// Bus is a connection to NATS. Its methods may be called concurrently.
+type Bus struct {
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	log *slog.Logger
+	url string
+}
+
+// Connect connects to NATS. Once connected it reconnects for ever.
+func Connect(ctx context.Context, cfg Config) (*Bus, error) {
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 4 * time.Second
+	}
+	connected := make(chan struct{}, 1)
+	opts := []nats.Option{
+		nats.Name(cfg.Name),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(500 * time.Millisecond),
+		nats.ReconnectBufSize(-1), // an unsent message must fail, not be sent late
+		nats.Timeout(min(cfg.Patience, 4*time.Second)),
+		nats.PingInterval(5 * time.Second),
+		nats.MaxPingsOutstanding(2),
+		nats.DrainTimeout(5 * time.Second),
+		nats.RetryOnFailedConnect(cfg.Patient),
+		nats.ConnectHandler(func(*nats.Conn) {
+			select {
+			case connected <- struct{}{}:
+			default:
+			}
+		}),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("connection to NATS lost, reconnecting until it is back", "url", cfg.URL, "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			log.Info("connected to NATS again", "url", nc.ConnectedUrlRedacted())
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			subject := ""
+			if sub != nil {
+				subject = sub.Subject
+			}
+			log.Warn("NATS reports an error", "subject", subject, "error", err)
+		}),
+	}
+	url := cfg.URL
+	if cfg.Server != nil {
+		opts = append(opts, nats.InProcessServer(cfg.Server.s))
+		url = "nats://in-process"
+		if cfg.User == "" {
+			cfg.User, cfg.Password = cfg.Server.user, cfg.Server.password
+		}
+	}
+	if cfg.Creds != "" {
+		opts = append(opts, nats.UserCredentials(cfg.Creds))
+	}
+	if cfg.User != "" {
+		opts = append(opts, nats.UserInfo(cfg.User, cfg.Password))
+	}
+	if cfg.CA != "" {
+		opts = append(opts, nats.RootCAs(cfg.CA))
+	}
+	if cfg.Cert != "" {
+		opts = append(opts, nats.ClientCert(cfg.Cert, cfg.Key))
+	}
+	nc, err := nats.Connect(url, opts...)
+	if err != nil {
+		return nil, unreachable(url, err)
+	}
+	b := &Bus{nc: nc, log: log, url: url}
+	if cfg.Patient && !nc.IsConnected() {
+		log.Warn("NATS cannot be reached, waiting for it", "url", url)
+		select {
+		case <-connected:
+		case <-ctx.Done():
+			nc.Close()
+			return nil, fault.New(fault.Canceled, "connect to NATS at %s: %w", url, context.Cause(ctx))
+		}
+	}
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(10*time.Second))
+	if err != nil {
+		nc.Close()
+		return nil, fault.New(fault.Internal, "open JetStream: %w", err)
+	}
+	b.js = js
+	return b, nil
+}
+
+func unreachable(url string, err error) error {
+	kind := fault.Unavailable
+	hint := "is nats-server running there? name another with --nats URL"
+	if errors.Is(err, nats.ErrAuthorization) {
+		kind, hint = fault.Denied, "give user and password in the URL, or --creds FILE"
+	}
+	return &fault.Error{Kind: kind, Op: "connect to NATS at", Path: url, Err: err, Hint: hint}
+}
+
+// MaxPayload is the largest message that the server takes, in bytes.
+func (b *Bus) MaxPayload() int { return int(b.nc.MaxPayload()) }
+
+// Connected reports whether the connection stands now.
+func (b *Bus) Connected() bool { return b.nc.IsConnected() }
+
+// Close flushes what is under way and closes the connection.
+func (b *Bus) Close() {
+	if err := b.nc.FlushTimeout(2 * time.Second); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+		b.log.Debug("flush before closing", "error", err)
+	}
+	b.nc.Close()
+}

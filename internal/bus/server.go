@@ -1,0 +1,112 @@
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/fsbackup/fsbackup/internal/fault"
+)
+
+// ServerConfig describes an embedded NATS server.
+type ServerConfig struct {
+	// StoreDir holds JetStream's files. It is needed also for a memory store,
+	// which keeps next to nothing there.
+	StoreDir string
+	// Listen is host:port for workers and clients; empty: in-process
+	// connections only. Port 0 chooses a free one.
+	Listen string
+	// Name appears in NATS's own monitoring.
+	Name string
+	// User and Password protect Listen; empty: none.
+	User, Password string
+}
+
+// Server is an embedded NATS server with JetStream.
+type Server struct {
+	s              *server.Server
+	user, password string
+}
+
+// maxPayload of the embedded server lets a shard with a large hard-link group
+// go without the detour over an object.
+const maxPayload = 8 << 20
+
+// StartServer starts an embedded server and waits until it accepts connections.
+func StartServer(cfg ServerConfig) (*Server, error) {
+	opts := &server.Options{
+		ServerName:             cfg.Name,
+		DontListen:             cfg.Listen == "",
+		JetStream:              true,
+		StoreDir:               cfg.StoreDir,
+		SyncAlways:             true, // the default syncs every two minutes and loses acked messages
+		NoSigs:                 true,
+		NoLog:                  true,
+		MaxPayload:             maxPayload,
+		DisableJetStreamBanner: true,
+		Username:               cfg.User,
+		Password:               cfg.Password,
+	}
+	if cfg.Listen != "" {
+		host, port, err := net.SplitHostPort(cfg.Listen)
+		if err != nil {
+			return nil, fault.Hinted(fault.Invalid, "use HOST:PORT, for example 127.0.0.1:4222", "NATS listen address %q: %w", cfg.Listen, err)
+		}
+		opts.Host = host
+		if opts.Port, err = strconv.Atoi(port); err != nil {
+			return nil, fault.Hinted(fault.Invalid, "use HOST:PORT, for example 127.0.0.1:4222", "NATS listen address %q: %w", cfg.Listen, err)
+		}
+		if opts.Port == 0 {
+			opts.Port = server.RANDOM_PORT
+		}
+		// Found here, an address in use is an error; found by the server, it
+		// would end the process.
+		if err := probeListen(cfg.Listen); err != nil {
+			return nil, err
+		}
+	}
+	s, err := server.NewServer(opts)
+	if err != nil {
+		return nil, &fault.Error{Kind: fault.Invalid, Op: "configure the embedded NATS server in", Path: cfg.StoreDir, Err: err}
+	}
+	s.Start()
+	if !s.ReadyForConnections(30 * time.Second) {
+		s.Shutdown()
+		return nil, &fault.Error{Kind: fault.Unavailable, Op: "start the embedded NATS server in", Path: cfg.StoreDir, Err: errors.New("not ready within 30 s")}
+	}
+	if !s.JetStreamEnabled() {
+		s.Shutdown()
+		return nil, &fault.Error{Kind: fault.Unavailable, Op: "start JetStream in", Path: filepath.Join(cfg.StoreDir, "jetstream"), Err: errors.New("JetStream is not enabled"), Hint: "is the directory writable and not in use by another server?"}
+	}
+	return &Server{s: s, user: cfg.User, password: cfg.Password}, nil
+}
+
+func probeListen(addr string) error {
+	l, err := net.Listen("tcp", addr) //nolint:noctx // binding an address of this host does not wait
+	if err != nil {
+		return &fault.Error{Kind: fault.Unavailable, Op: "listen for NATS on", Path: addr, Err: err, Hint: "choose another address, or stop what uses it"}
+	}
+	if err := l.Close(); err != nil {
+		return fmt.Errorf("close probe of %s: %w", addr, err)
+	}
+	return nil
+}
+
+// URL is where clients of other processes connect; empty without Listen.
+func (s *Server) URL() string {
+	if s.s.Addr() == nil {
+		return ""
+	}
+	return s.s.ClientURL()
+}
+
+// Stop shuts the server down and waits until its files are closed.
+func (s *Server) Stop() {
+	s.s.Shutdown()
+	s.s.WaitForShutdown()
+}
