@@ -1,0 +1,123 @@
+package coordinator
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/state"
+)
+
+// Causes of stalls.
+const (
+	stallPublish = "publish"
+	stallAdmit   = "admit"
+	stallWorkers = "workers"
+	stallRoots   = protocol.StallRoots
+	stallSpace   = "space"
+	stallQueue   = "queue"
+)
+
+// stall notes what keeps a job from going on, or with an empty text that the
+// cause is gone.
+func (c *Coordinator) stall(job protocol.JobID, cause, text string) {
+	now := c.now()
+	changed := false
+	c.update(func(t state.Tx) {
+		j, ok := t.Job(job)
+		if !ok || j.Stalls[cause].Text == text {
+			return
+		}
+		changed = true
+		since := now
+		if old, ok := j.Stalls[cause]; ok {
+			since = old.Since
+		}
+		j.Stalls = maps.Clone(j.Stalls)
+		if j.Stalls == nil {
+			j.Stalls = map[string]state.Stall{}
+		}
+		if text == "" {
+			delete(j.Stalls, cause)
+		} else {
+			j.Stalls[cause] = state.Stall{Text: text, Since: since}
+		}
+		t.PutJob(j)
+	})
+	if !changed {
+		return
+	}
+	if text == "" {
+		c.log.Info("job goes on", "job", job, "cause", cause)
+	} else {
+		c.log.Warn("job is stalled", "job", job, "cause", cause, "reason", text)
+	}
+	c.publishEvent(job, false)
+}
+
+// noteStalls looks at what workers and attempts say of each job.
+func (c *Coordinator) noteStalls() {
+	type verdict struct {
+		job                   protocol.JobID
+		workers, roots, space string
+	}
+	var verdicts []verdict
+	c.view(func(t state.Tx) {
+		for j := range t.Jobs() {
+			if j.Record.State == protocol.StateRunning {
+				v := verdict{job: j.Record.ID}
+				v.workers, v.roots = workersFor(t, j)
+				v.space = exhausted(t, j)
+				verdicts = append(verdicts, v)
+			}
+		}
+	})
+	for _, v := range verdicts {
+		c.stall(v.job, stallWorkers, v.workers)
+		c.stall(v.job, stallRoots, v.roots)
+		c.stall(v.job, stallSpace, v.space)
+	}
+}
+
+// workersFor says whether the job's pool has workers, and whether they can serve it.
+func workersFor(t state.Tx, j state.Job) (none, refused string) {
+	pool := j.Record.Spec.Pool
+	live, unfit := 0, []string{}
+	for w := range t.Workers() {
+		if w.Lost || w.Beat.Leaving || w.Beat.Pool != pool {
+			continue
+		}
+		live++
+		if why, bad := w.Beat.Unfit[j.Record.ID]; bad {
+			unfit = append(unfit, w.Name+": "+why)
+		}
+	}
+	if live == 0 {
+		return fmt.Sprintf("no worker in pool %q; start one with: worker --nats URL --pool %s --allow ROOT", pool, pool), ""
+	}
+	if len(unfit) == live {
+		slices.Sort(unfit)
+		return "", "no worker can serve the job: " + strings.Join(unfit[:min(3, len(unfit))], "; ")
+	}
+	return "", ""
+}
+
+// exhausted says whether open shards were handed back for lack of room.
+func exhausted(t state.Tx, j state.Job) string {
+	for o := range t.OpenOf(j.Record.ID) {
+		// The last that ended decides: the next one may be trying just now.
+		for _, a := range slices.Backward(o.Attempts) {
+			if !a.Ended {
+				continue
+			}
+			if a.Kind == fault.Exhausted.String() {
+				return "the destination has no room or cannot be written: " + a.Reason + "; make room, the job goes on by itself"
+			}
+			break
+		}
+	}
+	return ""
+}

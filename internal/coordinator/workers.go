@@ -1,0 +1,253 @@
+package coordinator
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/state"
+)
+
+// forgetAfter is how long a lost worker stays in the list, for people to see.
+const forgetAfter = 10 * time.Minute
+
+// heartbeat answers a worker's heartbeat.
+func (c *Coordinator) heartbeat(data []byte) []byte {
+	var h protocol.Heartbeat
+	reply := protocol.HeartbeatReply{Wire: protocol.WireMajor, Leader: c.cfg.Name, Timing: c.cfg.Timing}
+	switch err := json.Unmarshal(data, &h); {
+	case err != nil:
+		reply.Refused = "heartbeat cannot be read: " + err.Error()
+	case h.Wire != protocol.WireMajor:
+		reply.Refused = fmt.Sprintf("worker speaks wire version %d, this coordinator %d; run the same major release on both", h.Wire, protocol.WireMajor)
+	default:
+		reply.Refused = c.noteWorker(h)
+	}
+	if reply.Refused == "" {
+		reply.Cancelled = c.toStop(h)
+	}
+	out, err := json.Marshal(reply)
+	if err != nil {
+		c.log.Error("encode heartbeat reply", "error", err)
+		return nil
+	}
+	return out
+}
+
+// noteWorker updates the worker's row; it returns why the worker cannot join.
+func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
+	if err := protocol.CheckToken("worker name", h.Worker); err != nil {
+		return err.Error()
+	}
+	now := c.now()
+	refused, joined := "", false
+	c.update(func(t state.Tx) {
+		w, known := t.Worker(h.Worker)
+		if known && !w.Lost && w.Beat.Instance != h.Instance && !w.Beat.Leaving {
+			refused = fmt.Sprintf("a worker named %q is alive on %s; give each worker its own --name", h.Worker, w.Beat.Host)
+			return
+		}
+		joined = !known || w.Lost || w.Beat.Instance != h.Instance
+		t.PutWorker(state.Worker{Name: h.Worker, Beat: h, LastSeen: now})
+	})
+	if refused == "" {
+		if joined {
+			c.log.Info("worker joined", "worker", h.Worker, "pool", h.Pool, "slots", h.Slots, "host", h.Host)
+		}
+		if h.Leaving {
+			c.log.Info("worker leaves", "worker", h.Worker)
+		}
+		c.countPools(h.Pool)
+		c.pokeAll()
+	}
+	return refused
+}
+
+// toStop lists the jobs that this worker must run nothing of.
+func (c *Coordinator) toStop(h protocol.Heartbeat) []protocol.JobID {
+	var out []protocol.JobID
+	c.view(func(t state.Tx) {
+		for j := range t.Jobs() {
+			if j.Record.State == protocol.StateCancelling {
+				out = append(out, j.Record.ID)
+			}
+		}
+		for _, r := range h.Running {
+			if j, ok := t.Job(r.Job); (!ok || j.Record.State.Final()) && !slices.Contains(out, r.Job) {
+				out = append(out, r.Job)
+			}
+		}
+	})
+	return out
+}
+
+// countPools gives the ledger what the live workers can do.
+func (c *Coordinator) countPools(pools ...string) {
+	caps := map[string]capacity{}
+	for _, p := range pools {
+		caps[p] = capacity{}
+	}
+	c.view(func(t state.Tx) {
+		for w := range t.Workers() {
+			if w.Lost || w.Beat.Leaving {
+				continue
+			}
+			k := caps[w.Beat.Pool]
+			k.slots += w.Beat.Slots
+			k.workers++
+			caps[w.Beat.Pool] = k
+		}
+	})
+	for p, k := range caps {
+		c.ledger.setPool(p, k)
+	}
+}
+
+// expireWorkers notices workers whose lease has ended.
+func (c *Coordinator) expireWorkers() {
+	now := c.now()
+	var lost, gone []state.Worker
+	c.view(func(t state.Tx) {
+		for w := range t.Workers() {
+			switch age := now.Sub(w.LastSeen); {
+			case !w.Lost && age > c.cfg.Timing.Lease:
+				lost = append(lost, w)
+			case w.Lost && age > forgetAfter:
+				gone = append(gone, w)
+			}
+		}
+	})
+	if len(lost)+len(gone) == 0 {
+		return
+	}
+	var pools []string
+	c.update(func(t state.Tx) {
+		for _, w := range lost {
+			// A heartbeat may have come since the view.
+			if cur, ok := t.Worker(w.Name); ok && cur.LastSeen.Equal(w.LastSeen) {
+				cur.Lost = true
+				t.PutWorker(cur)
+				pools = append(pools, cur.Beat.Pool)
+			}
+		}
+		for _, w := range gone {
+			t.DropWorker(w.Name)
+		}
+	})
+	for _, w := range lost {
+		if !w.Beat.Leaving {
+			c.log.Warn("worker lost: no heartbeat within its lease", "worker", w.Name, "host", w.Beat.Host, "last_seen", w.LastSeen)
+		}
+	}
+	c.countPools(pools...)
+	c.pokeAll()
+}
+
+// attempt notes the announced start or end of an attempt.
+func (c *Coordinator) attempt(data []byte) {
+	var e protocol.AttemptEvent
+	if err := json.Unmarshal(data, &e); err != nil {
+		c.log.Warn("attempt event cannot be read", "error", err)
+		return
+	}
+	c.update(func(t state.Tx) {
+		o, ok := t.Open(e.Job, e.Phase, e.N)
+		if !ok {
+			return
+		}
+		o.Attempts = slices.Clone(o.Attempts)
+		i := slices.IndexFunc(o.Attempts, func(a state.Attempt) bool {
+			return a.Sequence == e.Sequence && a.Delivery == e.Delivery
+		})
+		if i < 0 {
+			o.Attempts = append(o.Attempts, state.Attempt{Sequence: e.Sequence, Delivery: e.Delivery})
+			i = len(o.Attempts) - 1
+		}
+		a := &o.Attempts[i]
+		a.Worker = e.Worker
+		if e.End {
+			a.Ended, a.Reason, a.Kind = true, e.Reason, e.Kind
+		} else {
+			a.Started = c.now()
+		}
+		if len(o.Attempts) > 64 {
+			o.Attempts = o.Attempts[len(o.Attempts)-64:]
+		}
+		t.PutOpen(o)
+	})
+	if e.End {
+		c.log.Info("shard handed back", "job", e.Job, "phase", e.Phase, "shard", e.N, "worker", e.Worker, "delivery", e.Delivery, "reason", e.Reason)
+	}
+}
+
+// rootsState is the mount proof of a job while its first worker makes it.
+type rootsState struct {
+	writer string
+	since  time.Time
+	nonce  string
+}
+
+// claimRoots tells a worker what it must find in a job's roots, or to be the one
+// who leaves it there.
+func (c *Coordinator) claimRoots(ctx context.Context, data []byte) []byte {
+	var q protocol.RootsClaim
+	var reply protocol.RootsReply
+	if err := json.Unmarshal(data, &q); err != nil {
+		reply.Error = "claim cannot be read: " + err.Error()
+	} else {
+		reply = c.rootsFor(ctx, q)
+	}
+	out, err := json.Marshal(reply)
+	if err != nil {
+		c.log.Error("encode roots reply", "error", err)
+		return nil
+	}
+	return out
+}
+
+func (c *Coordinator) rootsFor(ctx context.Context, q protocol.RootsClaim) protocol.RootsReply {
+	var j state.Job
+	var known bool
+	c.view(func(t state.Tx) { j, known = t.Job(q.Job) })
+	if !known || j.Record.State.Final() {
+		return protocol.RootsReply{Error: fmt.Sprintf("job %s is not running", q.Job)}
+	}
+	rec := j.Record
+	if rec.NonceReady {
+		return protocol.RootsReply{Nonce: rec.Nonce, SourceInode: rec.SourceInode, SourceFS: rec.SourceFS}
+	}
+	c.mu.Lock()
+	s := c.roots[q.Job]
+	if s == nil || (s.writer != q.Worker && c.now().Sub(s.since) > c.cfg.Timing.Lease) {
+		s = &rootsState{writer: q.Worker, since: c.now(), nonce: newID(c.now())}
+		if rec.Nonce != "" {
+			s.nonce = rec.Nonce
+		}
+		c.roots[q.Job] = s
+	}
+	mine, nonce := s.writer == q.Worker, s.nonce
+	c.mu.Unlock()
+	switch {
+	case !mine:
+		return protocol.RootsReply{Wait: true}
+	case rec.Nonce == "":
+		// Durable before it is written: what is in the destination must be known
+		// to whoever cleans up.
+		if err := c.save(ctx, q.Job, func(r *protocol.JobRecord) { r.Nonce = nonce }); err != nil {
+			return protocol.RootsReply{Error: err.Error()}
+		}
+	}
+	if !q.Ready {
+		return protocol.RootsReply{Nonce: nonce, Write: true}
+	}
+	err := c.save(ctx, q.Job, func(r *protocol.JobRecord) {
+		r.NonceReady, r.SourceInode, r.SourceFS = true, q.SourceInode, q.SourceFS
+	})
+	if err != nil {
+		return protocol.RootsReply{Error: err.Error()}
+	}
+	return protocol.RootsReply{Nonce: nonce, SourceInode: q.SourceInode, SourceFS: q.SourceFS}
+}
