@@ -1,0 +1,190 @@
+package worker
+
+import (
+	"context"
+	"time"
+
+	"github.com/fsbackup/fsbackup/internal/bus"
+	"github.com/fsbackup/fsbackup/internal/engine"
+	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/telemetry/instrument"
+)
+
+// headerRoom is what a message's headers take of the payload limit.
+const headerRoom = 4 << 10
+
+// commitLoop makes executed shards durable and publishes their results. All that
+// are ready share one sync per destination: it costs the same for one shard and
+// for many.
+func (w *Worker) commitLoop(ctx context.Context) {
+	for {
+		var group []*attempt
+		select {
+		case a := <-w.commits:
+			group = append(group, a)
+		case <-ctx.Done():
+			return
+		}
+	more:
+		for {
+			select {
+			case a := <-w.commits:
+				group = append(group, a)
+			default:
+				break more
+			}
+		}
+		synced := map[*openJob]error{}
+		for _, a := range group {
+			if a.job == nil {
+				continue
+			}
+			if _, ok := synced[a.job]; !ok {
+				synced[a.job] = a.job.eng.Sync(ctx)
+			}
+		}
+		for _, a := range group {
+			var err error
+			if a.job != nil {
+				err = synced[a.job]
+			}
+			if err == nil && a.job != nil && a.run.Phase == protocol.PhaseCleanup {
+				w.closeJob(a)
+			}
+			if err == nil {
+				err = w.publish(ctx, a, results(a))
+			}
+			if err != nil {
+				w.giveBack(a, err)
+			}
+			close(a.settled)
+		}
+	}
+}
+
+// answer is what an attempt publishes.
+type answer struct {
+	result   *protocol.ResultMsg
+	failures *protocol.FailuresMsg
+}
+
+// settleFailed publishes a result that fails all entries of the shard.
+func (w *Worker) settleFailed(a *attempt, cause error) {
+	res, fails := protocol.FailWhole(a.shard, cause.Error())
+	if err := w.publish(a.base, a, answer{res, fails}); err != nil {
+		w.log.Warn("result cannot be published", "job", a.run.Job, "shard", a.run.N, "error", err)
+		w.logIf("nak", a.d.Nak(time.Second))
+	}
+}
+
+// publish stores failures and result and acknowledges the shard. While NATS
+// cannot be reached it tries again until the lease ends.
+func (w *Worker) publish(ctx context.Context, a *attempt, ans answer) error {
+	r, f := ans.result, ans.failures
+	r.Sequence, r.Delivery, r.Worker, r.Nanos = a.run.Sequence, a.run.Delivery, w.cfg.Name, a.took.Nanoseconds()
+	f.Sequence, f.Delivery, f.Worker = a.run.Sequence, a.run.Delivery, w.cfg.Name
+	result, err := protocol.Encode(protocol.TypeResult, r)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := a.Check(); err != nil {
+			return err
+		}
+		err := w.publishOnce(ctx, a, f, bus.Message{Subject: protocol.ResultSubject(a.run.Job, a.run.Phase, a.run.N), Data: result})
+		if err == nil {
+			break
+		}
+		if w.stopping.Load() {
+			return ErrShutdown
+		}
+		w.log.Warn("result cannot be published, trying again while the lease lasts", "job", a.run.Job, "shard", a.run.N, "error", err)
+		if !bus.Sleep(ctx, 500*time.Millisecond) {
+			return ErrShutdown
+		}
+	}
+	w.mu.Lock()
+	w.done++
+	w.mu.Unlock()
+	actx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	// The result stands: without the ack the shard is delivered once more and
+	// refused then.
+	w.logIf("ack", a.d.Ack(actx))
+	outcome := instrument.Done
+	if r.GetFailures() > 0 {
+		outcome = instrument.Failed
+	}
+	w.record(a, outcome, nil)
+	return nil
+}
+
+// publishOnce stores failures first: a result that names failures must find them.
+func (w *Worker) publishOnce(ctx context.Context, a *attempt, f *protocol.FailuresMsg, result bus.Message) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if len(f.GetFailures()) > 0 {
+		if err := w.publishFailures(ctx, a, f); err != nil {
+			return err
+		}
+	}
+	first, err := w.cfg.Bus.PublishOnce(ctx, result)
+	if err == nil && !first {
+		w.log.Info("shard had its result already", "job", a.run.Job, "phase", a.run.Phase, "shard", a.run.N)
+	}
+	return err
+}
+
+func (w *Worker) publishFailures(ctx context.Context, a *attempt, f *protocol.FailuresMsg) error {
+	data, err := protocol.Encode(protocol.TypeFailures, f)
+	if err != nil {
+		return err
+	}
+	m := bus.Message{Subject: protocol.FailureSubject(a.run.Job, a.run.Phase, a.run.N, a.run.Sequence, a.run.Delivery), Header: map[string][]string{}, Data: data}
+	if len(data) > w.cfg.Bus.MaxPayload()-headerRoom {
+		name := protocol.FailureObject(a.run.Job, a.run.Phase, a.run.N, a.run.Sequence, a.run.Delivery)
+		objects, err := w.cfg.Bus.Objects(ctx, protocol.BucketObjects)
+		if err != nil {
+			return err
+		}
+		if err := objects.PutBytes(ctx, name, data); err != nil {
+			return err
+		}
+		m.Header[protocol.HeaderObject], m.Data = []string{name}, nil
+	}
+	_, err = w.cfg.Bus.Store(ctx, m)
+	return err
+}
+
+// results turns the engine's outcome into messages.
+func results(a *attempt) answer {
+	c, s := a.outcome.Counts, a.shard
+	r := &protocol.ResultMsg{
+		Job: s.GetJob(), Phase: s.GetPhase(), N: s.GetN(), Failures: uint64(len(a.outcome.Failures)), Entries: uint64(len(s.GetEntries())),
+		Counts: &protocol.CountsMsg{
+			DirsCopied: c.DirsCopied, FilesCopied: c.FilesCopied, BytesCopied: c.BytesCopied,
+			DirsFailed: c.DirsFailed, FilesFailed: c.FilesFailed, Deleted: c.Deleted, DirsDeleted: c.DirsDeleted, Links: c.Links, Skipped: c.Skipped,
+			ChangedWhileRead: c.ChangedWhileRead, ChangedSinceScan: c.ChangedSinceScan,
+			DirsFinished: c.DirsFinished, DirsTouched: c.DirsTouched, HoleBytes: c.HoleBytes, ReflinkBytes: c.ReflinkBytes,
+		},
+	}
+	for _, x := range a.outcome.Warnings {
+		r.Warnings = append(r.Warnings, &protocol.WarningMsg{Kind: x.Kind, Count: x.Count, Example: []byte(x.Example)})
+	}
+	f := &protocol.FailuresMsg{Job: s.GetJob(), Phase: s.GetPhase(), N: s.GetN()}
+	for _, x := range a.outcome.Failures {
+		f.Failures = append(f.Failures, failure(x))
+	}
+	return answer{r, f}
+}
+
+func failure(x engine.Failure) *protocol.FailureMsg {
+	reason := x.Reason
+	if reason == "" {
+		reason = fault.Kind(x.Kind).String()
+	}
+	return &protocol.FailureMsg{
+		File: x.File, Line: x.Line, Path: []byte(x.Path), Op: x.Op, Errno: int32(x.Errno), Kind: uint32(x.Kind), Reason: reason, IsDir: x.IsDir,
+	}
+}
