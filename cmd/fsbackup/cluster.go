@@ -1,0 +1,290 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/fsbackup/fsbackup/internal/client"
+	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/protocol"
+)
+
+type submitCmd struct {
+	connection
+	inputFlags
+	Pool string `help:"Workers that see source and destination." default:"default" env:"FSBACKUP_POOL"`
+	JSON bool   `help:"Print {\"job\": ID}, or with --wait the final state."`
+	Wait bool   `short:"w" help:"Follow the job to its end."`
+	jobFlags
+}
+
+// Run submits a job.
+func (c submitCmd) Run(a *app) error {
+	for _, p := range []*string{&c.Source, &c.Destination} {
+		abs, err := absolute(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	files, meta, err := c.files()
+	if err != nil {
+		return err
+	}
+	cl, free, err := c.connect(a)
+	if err != nil {
+		return err
+	}
+	defer free()
+	spec := c.spec(c.Source, c.Destination)
+	spec.Meta, spec.Trim, spec.Pool, spec.CheckContents = meta, c.Trim, c.Pool, c.Check
+	id := client.NewJobID(now())
+	if err := cl.Submit(a.ctx, id, spec, files, true); err != nil {
+		return err
+	}
+	switch {
+	case c.Wait:
+		return follow(a, cl, id, c.JSON, false)
+	case c.JSON:
+		return printJSON(a.stdout, map[string]protocol.JobID{"job": id})
+	}
+	fmt.Fprintln(a.stdout, id)
+	return nil
+}
+
+// jobArg names a job.
+type jobArg struct {
+	connection
+	Job  string `arg:"" help:"Job id, or the beginning of one, or 'last'."`
+	JSON bool   `help:"Print JSON."`
+}
+
+// open connects and resolves the job's id.
+func (j jobArg) open(a *app) (*client.Client, func(), protocol.JobID, error) {
+	cl, free, err := j.connect(a)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	id, err := resolveJob(a, cl, j.Job)
+	if err != nil {
+		free()
+		return nil, nil, "", err
+	}
+	return cl, free, id, nil
+}
+
+// resolveJob completes the beginning of an id.
+func resolveJob(a *app, cl *client.Client, arg string) (protocol.JobID, error) {
+	id, err := protocol.ParseJobID(arg)
+	if err != nil {
+		return "", err
+	}
+	if len(arg) >= 26 {
+		return id, nil
+	}
+	jobs, err := cl.Jobs(a.ctx)
+	if err != nil {
+		return "", err
+	}
+	if arg == "last" && len(jobs) > 0 {
+		return jobs[0].ID, nil
+	}
+	var found []protocol.JobID
+	for _, j := range jobs {
+		if len(j.ID) >= len(arg) && string(j.ID[:len(arg)]) == arg {
+			found = append(found, j.ID)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return "", fault.Hinted(fault.NotFound, "list jobs with: fsbackup jobs", "there is no job %q", arg)
+	}
+	return "", fault.New(fault.Invalid, "%d jobs begin with %q: give more of the id", len(found), arg)
+}
+
+type statusCmd struct{ jobArg }
+
+// Run shows a job.
+func (c statusCmd) Run(a *app) error {
+	cl, free, id, err := c.open(a)
+	if err != nil {
+		return err
+	}
+	defer free()
+	v, err := cl.Job(a.ctx, id)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, v)
+	}
+	printSummary(a.stdout, v)
+	return nil
+}
+
+type watchCmd struct {
+	jobArg
+	Quiet bool `short:"q" help:"No progress, no summary."`
+}
+
+// Run follows a job.
+func (c watchCmd) Run(a *app) error {
+	cl, free, id, err := c.open(a)
+	if err != nil {
+		return err
+	}
+	defer free()
+	return follow(a, cl, id, c.JSON, c.Quiet)
+}
+
+func follow(a *app, cl *client.Client, id protocol.JobID, asJSON, quiet bool) error {
+	p := newProgress(a.stderr, quiet || asJSON)
+	v, err := cl.Watch(a.ctx, id, p.job, p.lost)
+	p.done()
+	if interrupted(a.ctx) {
+		return fault.Hinted(fault.Canceled, "the job goes on: fsbackup watch "+string(id), "interrupted")
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case asJSON:
+		if err := printJSON(a.stdout, v); err != nil {
+			return err
+		}
+	case !quiet:
+		printFailures(a, cl, v)
+		printSummary(a.stdout, v)
+	}
+	return ended(v)
+}
+
+type failuresCmd struct {
+	jobArg
+	Limit int `help:"Print at most so many; 0 = all." default:"0" placeholder:"N"`
+}
+
+var errLimit = errors.New("limit reached")
+
+// Run lists failures, with --json one object a line.
+func (c failuresCmd) Run(a *app) error {
+	cl, free, id, err := c.open(a)
+	if err != nil {
+		return err
+	}
+	defer free()
+	n := 0
+	err = cl.Failures(a.ctx, id, func(f protocol.FailureView) error {
+		if n++; c.Limit > 0 && n > c.Limit {
+			return errLimit
+		}
+		if c.JSON {
+			return printLine(a.stdout, f)
+		}
+		fmt.Fprintln(a.stdout, failureLine(f))
+		return nil
+	})
+	if errors.Is(err, errLimit) {
+		return nil
+	}
+	return err
+}
+
+type cancelCmd struct{ jobArg }
+
+// Run cancels a job.
+func (c cancelCmd) Run(a *app) error { return c.act(a, (*client.Client).Cancel) }
+
+type pauseCmd struct{ jobArg }
+
+// Run pauses a job.
+func (c pauseCmd) Run(a *app) error { return c.act(a, (*client.Client).Pause) }
+
+type resumeCmd struct{ jobArg }
+
+// Run resumes a job.
+func (c resumeCmd) Run(a *app) error { return c.act(a, (*client.Client).Resume) }
+
+type forgetCmd struct{ jobArg }
+
+// Run forgets a job.
+func (c forgetCmd) Run(a *app) error { return c.act(a, (*client.Client).Drop) }
+
+func (j jobArg) act(a *app, f jobAction) error {
+	cl, free, id, err := j.open(a)
+	if err != nil {
+		return err
+	}
+	defer free()
+	v, err := f(cl, a.ctx, id)
+	if err != nil {
+		return err
+	}
+	if j.JSON {
+		return printJSON(a.stdout, v)
+	}
+	fmt.Fprintf(a.stdout, "job %s: %s\n", v.ID, v.State)
+	return nil
+}
+
+type jobsCmd struct {
+	connection
+	JSON bool `help:"Print JSON."`
+}
+
+// Run lists jobs.
+func (c jobsCmd) Run(a *app) error {
+	cl, free, err := c.connect(a)
+	if err != nil {
+		return err
+	}
+	defer free()
+	jobs, err := cl.Jobs(a.ctx)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, map[string]any{"jobs": jobs})
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "JOB\tSTATE\tPHASE\tFILES\tDATA\tFAILED\tTIME\tSOURCE -> DESTINATION")
+	for _, v := range jobs {
+		phase := "-"
+		if v.Phase != 0 {
+			phase = v.Phase.String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d/%d\t%s\t%d\t%s\t%s -> %s\n", v.ID, v.State, phase, v.Stats.FilesCopied, v.Stats.FilesToBackup,
+			bytesText(v.Stats.BytesCopied), v.Failures, durationText(v.Seconds), v.Spec.Source, v.Spec.Destination)
+	}
+	return w.Flush() //nolint:wrapcheck // the writer names itself
+}
+
+type workersCmd struct {
+	connection
+	JSON bool `help:"Print JSON."`
+}
+
+// Run lists workers.
+func (c workersCmd) Run(a *app) error {
+	cl, free, err := c.connect(a)
+	if err != nil {
+		return err
+	}
+	defer free()
+	r, err := cl.Workers(a.ctx)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, r)
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "WORKER\tSTATE\tPOOL\tHOST\tRUNNING\tDONE\tMEMORY\tROOTS")
+	for _, v := range r.Workers {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d\t%s\t%v\n", v.Name, v.State, v.Pool, v.Host, len(v.Running), v.Slots, v.Done, bytesText(uint64(v.RSS)), v.Allow)
+	}
+	return w.Flush() //nolint:wrapcheck // the writer names itself
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+
+	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/scanner"
+)
+
+// plainEvery is the pause between lines where there is no terminal.
+const plainEvery = 5 * time.Second
+
+// progress shows how far a scan and a job are: a bar on a terminal, a line now
+// and then elsewhere. Its methods may be called from any goroutine.
+type progress struct {
+	out   io.Writer
+	quiet bool
+	tty   bool
+	text  atomic.Pointer[string] // read by the bar's own goroutine, which must not wait for mu
+
+	mu       sync.Mutex // guards what follows
+	bars     *mpb.Progress
+	bar      *mpb.Bar
+	stalled  string
+	lastLine time.Time
+	lostSaid bool
+}
+
+func newProgress(out io.Writer, quiet bool) *progress {
+	p := &progress{out: out, quiet: quiet, lastLine: now()}
+	if f, ok := out.(*os.File); ok {
+		p.tty = term.IsTerminal(int(f.Fd()))
+	}
+	return p
+}
+
+// scan shows a scan.
+func (p *progress) scan(s scanner.Stats) {
+	text := fmt.Sprintf("scan: %d directories, %d files, %s", s.Dirs, s.Files, bytesText(s.Bytes))
+	if s.Walked {
+		text = fmt.Sprintf("scan: %d of %d entries written", s.Written, s.Dirs+s.Files)
+	}
+	p.show(text, 0, 0, "")
+}
+
+// job shows a job.
+func (p *progress) job(v protocol.JobView) {
+	s := v.Stats
+	text := string(v.State)
+	if v.Phase != 0 && v.State == protocol.StateRunning {
+		text = v.Phase.String()
+	}
+	text = fmt.Sprintf("%s: %d/%d files, %s/%s, %s/s", text, s.FilesCopied, s.FilesToBackup, bytesText(s.BytesCopied), bytesText(s.BytesToBackup), bytesText(s.BytesPerSec))
+	if v.Failures > 0 {
+		text += fmt.Sprintf(", %d failed", v.Failures)
+	}
+	// A file weighs like 64 KiB of data: what its creation costs beside them.
+	const perFile = 64 << 10
+	done := s.BytesCopied + s.FilesCopied*perFile
+	total := s.BytesToBackup + s.FilesToBackup*perFile
+	if eta := eta(v.Seconds, done, total); eta != "" {
+		text += ", " + eta + " left"
+	}
+	p.show(text, done, total, v.Stalled)
+}
+
+func eta(seconds float64, done, total uint64) string {
+	if seconds < 2 || done == 0 || done >= total {
+		return ""
+	}
+	return durationText(float64(int(seconds * float64(total-done) / float64(done))))
+}
+
+// lost says that the cluster cannot be reached.
+func (p *progress) lost(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lostSaid || p.quiet {
+		return
+	}
+	p.lostSaid = true
+	p.say(fmt.Sprintf("waiting for the cluster: %s", oneLine(err)))
+}
+
+// say prints a line that stays. It is called with the lock held.
+func (p *progress) say(line string) {
+	if p.bars != nil {
+		_, _ = p.bars.Write([]byte(line + "\n")) // an error of the terminal shows itself
+		return
+	}
+	fmt.Fprintln(p.out, line)
+}
+
+func (p *progress) show(text string, done, total uint64, stalled string) {
+	if p.quiet {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lostSaid = false
+	if stalled != p.stalled {
+		if p.stalled = stalled; stalled != "" {
+			p.say("stalled: " + stalled)
+		}
+	}
+	p.text.Store(&text)
+	if !p.tty {
+		if now().Sub(p.lastLine) >= plainEvery {
+			p.lastLine = now()
+			fmt.Fprintln(p.out, text)
+		}
+		return
+	}
+	if p.bars == nil {
+		p.bars = mpb.New(mpb.WithOutput(p.out), mpb.WithAutoRefresh(), mpb.WithWidth(40))
+		p.bar = p.bars.AddBar(0,
+			mpb.BarRemoveOnComplete(),
+			mpb.PrependDecorators(decor.Percentage(decor.WCSyncWidth)),
+			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string {
+				return *p.text.Load()
+			})),
+		)
+	}
+	if total > 0 {
+		p.bar.SetTotal(int64(max(total, done+1)), false)
+		p.bar.SetCurrent(int64(done))
+	}
+}
+
+// done takes the bar away.
+func (p *progress) done() {
+	p.mu.Lock()
+	bars, bar := p.bars, p.bar
+	p.bars, p.bar = nil, nil
+	p.mu.Unlock()
+	if bars != nil {
+		bar.Abort(true)
+		bars.Wait()
+	}
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/fsbackup/fsbackup/internal/history"
+)
+
+type scansCmd struct {
+	List  scansListCmd  `cmd:"" default:"withargs" help:"List what is kept from run to run."`
+	Drop  scansDropCmd  `cmd:"" help:"Remove a scan."`
+	Reset scansResetCmd `cmd:"" help:"Forget what the destination has: the next run is a full one."`
+}
+
+type scansListCmd struct {
+	Source      string `arg:"" optional:"" help:"Source of a pair; none = all pairs."`
+	Destination string `arg:"" optional:"" help:"Its destination."`
+	JSON        bool   `help:"Print JSON."`
+	stateFlags
+}
+
+// Run lists pairs, or the scans of one.
+func (c scansListCmd) Run(a *app) error {
+	root, err := c.root(a)
+	if err != nil {
+		return err
+	}
+	if c.Destination == "" {
+		return c.pairs(a, root)
+	}
+	pair, err := openPair(root, c.Source, c.Destination)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = pair.Close() }() // the lock goes with the process
+	scans, err := pair.Scans()
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, map[string]any{"dir": pair.Dir, "scans": scans})
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "SCAN\tSTATUS\tKIND\tFILES\tDATA\tDIRECTORY")
+	for _, s := range scans {
+		kind := "full"
+		if s.Incremental {
+			kind = "incremental"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", s.ID, s.Status, kind, s.Files, bytesText(s.Bytes), s.Dir)
+	}
+	return w.Flush() //nolint:wrapcheck // the writer names itself
+}
+
+func (c scansListCmd) pairs(a *app, root string) error {
+	known, err := history.List(root)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(a.stdout, map[string]any{"pairs": known})
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "LAST RUN\tSOURCE -> DESTINATION\tDIRECTORY")
+	for _, k := range known {
+		last := "-"
+		if !k.CommittedAt.IsZero() {
+			last = k.CommittedAt.Local().Format(time.DateTime)
+		}
+		fmt.Fprintf(w, "%s\t%s -> %s\t%s\n", last, k.Source, k.Destination, k.Dir)
+	}
+	return w.Flush() //nolint:wrapcheck // the writer names itself
+}
+
+func openPair(root, source, destination string) (*history.Pair, error) {
+	src, err := absolute(source)
+	if err != nil {
+		return nil, err
+	}
+	dst, err := absolute(destination)
+	if err != nil {
+		return nil, err
+	}
+	return history.Open(root, src, dst)
+}
+
+type pairArgs struct {
+	Source      string `arg:"" help:"Source of the pair."`
+	Destination string `arg:"" help:"Its destination."`
+	stateFlags
+}
+
+// with calls f with the pair.
+func (p pairArgs) with(a *app, f func(*history.Pair) error) error {
+	root, err := p.root(a)
+	if err != nil {
+		return err
+	}
+	pair, err := openPair(root, p.Source, p.Destination)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = pair.Close() }() // the lock goes with the process
+	return f(pair)
+}
+
+type scansDropCmd struct {
+	pairArgs
+	Scan string `arg:"" help:"Id of the scan."`
+}
+
+// Run removes a scan.
+func (c scansDropCmd) Run(a *app) error {
+	return c.with(a, func(p *history.Pair) error { return p.Drop(c.Scan) })
+}
+
+type scansResetCmd struct{ pairArgs }
+
+// Run forgets what is known of a destination.
+func (c scansResetCmd) Run(a *app) error { return c.with(a, (*history.Pair).Forget) }
