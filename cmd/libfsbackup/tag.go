@@ -1,0 +1,6 @@
+//go:build libfsbackup
+
+package main
+
+// #cgo CFLAGS: -DFSBACKUP_LIBRARY
+import "C"
