@@ -143,8 +143,8 @@ func (m *model) do(l line, src map[string]*treetest.Entry) {
 		}
 		o := object{meta: metaOf(e), data: dataOf(e), inode: m.inodes}
 		was, ok := m.objects[l.path]
-		if l.mode == "mm" && ok && !was.isDir && m.links(was.inode) == 1 {
-			// In place: what is there stays, if size and times say so.
+		if l.mode == "mm" && ok && !was.isDir && was.data == o.data && m.links(was.inode) == 1 {
+			// In place: contents are compared, as a backup does.
 			was.meta = o.meta
 			m.objects[l.path] = was
 			return
