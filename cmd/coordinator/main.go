@@ -7,17 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/oklog/run"
+	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/api"
 	"github.com/fsbackup/fsbackup/internal/bus"
@@ -131,40 +134,127 @@ func serve(ctx context.Context, cfg config, getenv func(string) string, stderr i
 		return err
 	}
 	defer func() { _ = tel.Shutdown(context.WithoutCancel(ctx)) }() // logs what it could not send
-	log := tel.Logger()
-
-	// From the first signal on everything winds down, also while connecting.
-	var g run.Group
-	g.Add(run.SignalHandler(ctx, os.Interrupt, syscall.SIGTERM))
-
-	b, free, err := connect(ctx, cfg, tel)
+	free, err := lockStore(cfg.Store)
 	if err != nil {
 		return err
 	}
 	defer free()
-	c, err := coordinator.New(ctx, coordinator.Config{
+	s := &server{cfg: cfg, tel: tel, log: tel.Logger()}
+	var g run.Group
+	g.Add(run.SignalHandler(ctx, os.Interrupt, syscall.SIGTERM))
+	g.Add(func() error { return s.run(ctx) }, func(err error) { cancel(err) })
+	if cfg.HTTP != "" {
+		if err := s.addHTTP(ctx, &g); err != nil {
+			return err
+		}
+	}
+	return g.Run() //nolint:wrapcheck // the first actor's error, which says what it was
+}
+
+// lockStore keeps a second coordinator from the same directory: two NATS servers
+// on one store destroy it.
+func lockStore(dir string) (func(), error) {
+	fail := func(err error, hint string) (func(), error) {
+		return nil, &fault.Error{Kind: fault.KindOf(err), Op: "use the store", Path: dir, Err: err, Hint: hint}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fail(errors.Unwrap(err), "name a writable directory with --store")
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fail(errors.Unwrap(err), "name a writable directory with --store")
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close() // nothing was written
+		return fail(fault.New(fault.Unavailable, "another coordinator uses it"), "stop that one, or name another directory with --store")
+	}
+	return func() { _ = f.Close() }, nil // nothing was written
+}
+
+// server is a coordinator process: it leads or stands by until it is stopped.
+type server struct {
+	cfg     config
+	tel     *telemetry.Telemetry
+	log     *slog.Logger
+	handler atomic.Pointer[http.Handler] // of the coordinator as it is now; nil before the first
+}
+
+// run connects and coordinates until ctx ends. Where the lead was lost to another
+// coordinator it stands by again.
+func (s *server) run(ctx context.Context) error {
+	b, free, err := connect(ctx, s.cfg, s.tel)
+	if err != nil {
+		return err
+	}
+	defer free()
+	for {
+		err := s.coordinate(ctx, b)
+		if ctx.Err() != nil || !fault.Is(err, fault.Stale) {
+			return err
+		}
+		s.log.Warn("this coordinator leads no longer and stands by", "error", err)
+	}
+}
+
+// coordinate leads once, from waiting for the lease to its end.
+func (s *server) coordinate(ctx context.Context, b *bus.Bus) error {
+	cfg := s.cfg
+	c, err := s.prepare(ctx, coordinator.Config{
 		Name: cfg.Name, Bus: b, Layout: bus.Layout{Replicas: cfg.Replicas}, Dir: filepath.Join(cfg.Store, "coordinator"), Keep: cfg.Keep,
 		Timing: protocol.Timing{Heartbeat: cfg.Heartbeat, Lease: cfg.Lease, AckWait: cfg.AckWait, Leader: cfg.Leader},
-		Logger: log, Tracer: tel.Providers().TracerProvider, Meter: tel.Providers().MeterProvider, Version: version,
+		Logger: s.log, Tracer: s.tel.Providers().TracerProvider, Meter: s.tel.Providers().MeterProvider, Version: version,
 	})
 	if err != nil {
 		return err
 	}
-	g.Add(func() error { return c.Run(ctx) }, func(err error) { cancel(err) })
-	g.Add(func() error { return offer(ctx, b, c) }, func(err error) { cancel(err) })
-	if cfg.HTTP != "" {
-		if err := addHTTP(ctx, &g, cfg.HTTP, c, tel); err != nil {
-			return err
-		}
-		log.Info("HTTP API", "address", cfg.HTTP)
+	h := api.Handler(c)
+	s.handler.Store(&h)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	offered := make(chan error, 1)
+	go func() {
+		err := offer(ctx, b, c)
+		cancel(err) // without an API it is of no use
+		offered <- err
+	}()
+	err = c.Run(ctx)
+	cancel(err)
+	return errors.Join(err, unlessEnded(ctx, <-offered))
+}
+
+// unlessEnded returns err, but nil where it is only that ctx has ended.
+func unlessEnded(ctx context.Context, err error) error {
+	if errors.Is(err, context.Cause(ctx)) {
+		return nil
 	}
-	return g.Run() //nolint:wrapcheck // the first actor's error, which says what it was
+	return err
+}
+
+// prepare makes the streams and buckets, and waits where NATS cannot serve them
+// yet: its other servers may still be starting.
+func (s *server) prepare(ctx context.Context, cfg coordinator.Config) (*coordinator.Coordinator, error) {
+	said := ""
+	for {
+		c, err := coordinator.New(ctx, cfg)
+		switch fault.KindOf(err) {
+		case fault.Transient, fault.Unavailable, fault.Exhausted:
+		default:
+			return c, err
+		}
+		if text := err.Error(); text != said {
+			said = text
+			s.log.Warn("NATS cannot hold the streams yet, trying again", "error", err)
+		}
+		if !bus.Sleep(ctx, time.Second) {
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // connect connects to NATS, external or embedded.
 func connect(ctx context.Context, cfg config, tel *telemetry.Telemetry) (*bus.Bus, func(), error) {
 	log := tel.Logger()
-	conn := bus.Config{URL: cfg.NATS, Name: "coordinator " + cfg.Name, Creds: cfg.Creds, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log}
+	conn := bus.Config{URL: cfg.NATS, Name: "coordinator " + cfg.Name, Creds: cfg.Creds, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log, Patient: true}
 	stop := func() {}
 	if cfg.NATS == "" {
 		server, err := bus.StartServer(bus.ServerConfig{StoreDir: filepath.Join(cfg.Store, "nats"), Listen: cfg.NATSListen, Name: cfg.Name, User: cfg.User, Password: cfg.Password})
@@ -173,10 +263,6 @@ func connect(ctx context.Context, cfg config, tel *telemetry.Telemetry) (*bus.Bu
 		}
 		log.Info("embedded NATS", "url", server.URL(), "store", cfg.Store)
 		conn.Server, stop = server, server.Stop
-	} else {
-		// The first connection is tried once, so that a wrong URL is an error;
-		// later losses are waited out.
-		conn.Patient = false
 	}
 	b, err := bus.Connect(ctx, conn)
 	if err != nil {
@@ -203,16 +289,25 @@ func offer(ctx context.Context, b *bus.Bus, c *coordinator.Coordinator) error {
 }
 
 // addHTTP adds the HTTP server to the group.
-func addHTTP(ctx context.Context, g *run.Group, addr string, c *coordinator.Coordinator, tel *telemetry.Telemetry) error {
+func (s *server) addHTTP(ctx context.Context, g *run.Group) error {
+	addr := s.cfg.HTTP
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return &fault.Error{Kind: fault.Unavailable, Op: "listen for HTTP on", Path: addr, Err: err, Hint: "choose another with --http"}
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", api.Handler(c))
-	mux.Handle("GET /metrics", tel.Handler())
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
-	g.Add(func() error { return s.Serve(l) }, func(error) { _ = s.Close() }) // requests are short
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		h := s.handler.Load()
+		if h == nil {
+			http.Error(w, "this coordinator has no connection to NATS yet", http.StatusServiceUnavailable)
+			return
+		}
+		(*h).ServeHTTP(w, r)
+	})
+	mux.Handle("GET /metrics", s.tel.Handler())
+	hs := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	g.Add(func() error { return hs.Serve(l) }, func(error) { _ = hs.Close() }) // requests are short
+	s.log.Info("HTTP API", "address", addr)
 	return nil
 }

@@ -125,7 +125,7 @@ func serve(ctx context.Context, cfg config, host string, getenv func(string) str
 	}
 	defer func() { _ = tel.Shutdown(context.WithoutCancel(ctx)) }() // logs what it could not send
 	log := tel.Logger()
-	b, err := bus.Connect(ctx, bus.Config{URL: cfg.NATS, Name: "worker " + cfg.Name, Creds: cfg.Creds, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log})
+	b, err := bus.Connect(ctx, bus.Config{URL: cfg.NATS, Name: "worker " + cfg.Name, Creds: cfg.Creds, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log, Patient: true})
 	if err != nil {
 		return err
 	}

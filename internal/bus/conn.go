@@ -3,7 +3,9 @@ package bus
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
+	neturl "net/url"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -27,7 +29,8 @@ type Config struct {
 	// CA, Cert and Key are PEM files for TLS; optional.
 	CA, Cert, Key string
 	// Patient waits for ever for the first connection, and says so; otherwise
-	// Connect gives up after Patience.
+	// Connect gives up after Patience. What waiting cannot mend, such as a URL
+	// that is none or credentials that are refused, is an error in any case.
 	Patient  bool
 	Patience time.Duration // default 4 s
 	Logger   *slog.Logger  // default: silent
@@ -50,7 +53,6 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	if cfg.Patience == 0 {
 		cfg.Patience = 4 * time.Second
 	}
-	connected := make(chan struct{}, 1)
 	opts := []nats.Option{
 		nats.Name(cfg.Name),
 		nats.MaxReconnects(-1),
@@ -60,13 +62,6 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.DrainTimeout(5 * time.Second),
-		nats.RetryOnFailedConnect(cfg.Patient),
-		nats.ConnectHandler(func(*nats.Conn) {
-			select {
-			case connected <- struct{}{}:
-			default:
-			}
-		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("connection to NATS lost, reconnecting until it is back", "url", cfg.URL, "error", err)
@@ -103,20 +98,11 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	if cfg.Cert != "" {
 		opts = append(opts, nats.ClientCert(cfg.Cert, cfg.Key))
 	}
-	nc, err := nats.Connect(url, opts...)
+	nc, err := dial(ctx, url, opts, cfg.Patient, log)
 	if err != nil {
-		return nil, unreachable(url, err)
+		return nil, err
 	}
 	b := &Bus{nc: nc, log: log, url: url}
-	if cfg.Patient && !nc.IsConnected() {
-		log.Warn("NATS cannot be reached, waiting for it", "url", url)
-		select {
-		case <-connected:
-		case <-ctx.Done():
-			nc.Close()
-			return nil, fault.New(fault.Canceled, "connect to NATS at %s: %w", url, context.Cause(ctx))
-		}
-	}
 	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(10*time.Second))
 	if err != nil {
 		nc.Close()
@@ -126,11 +112,49 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	return b, nil
 }
 
+const (
+	// dialPause is the time between two attempts at the first connection, and
+	// sayEvery how often it is said that they fail.
+	dialPause = time.Second
+	sayEvery  = time.Minute
+)
+
+// dial makes the first connection; patient tries until it stands.
+func dial(ctx context.Context, url string, opts []nats.Option, patient bool, log *slog.Logger) (*nats.Conn, error) {
+	var said time.Time
+	for {
+		nc, err := nats.Connect(url, opts...)
+		if err == nil {
+			if !said.IsZero() {
+				log.Info("connected to NATS", "url", nc.ConnectedUrlRedacted())
+			}
+			return nc, nil
+		}
+		err = unreachable(url, err)
+		if !patient || !fault.Is(err, fault.Unavailable) {
+			return nil, err
+		}
+		if time.Since(said) >= sayEvery {
+			said = time.Now()
+			log.Warn("NATS cannot be reached, waiting for it", "error", err)
+		}
+		if !Sleep(ctx, dialPause) {
+			return nil, fault.New(fault.Canceled, "connect to NATS at %s: %w", url, context.Cause(ctx))
+		}
+	}
+}
+
 func unreachable(url string, err error) error {
 	kind := fault.Unavailable
 	hint := "is nats-server running there? name another with --nats URL"
-	if errors.Is(err, nats.ErrAuthorization) {
+	var bad *neturl.Error
+	switch {
+	case errors.Is(err, nats.ErrAuthorization):
 		kind, hint = fault.Denied, "give user and password in the URL, or --creds FILE"
+	case errors.As(err, &bad):
+		kind, hint = fault.Invalid, "a URL looks like nats://HOST:4222"
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		kind, hint = fault.KindOf(err), "name readable files with --creds, --tls-ca, --tls-cert and --tls-key"
 	}
 	return &fault.Error{Kind: kind, Op: "connect to NATS at", Path: url, Err: err, Hint: hint}
 }
