@@ -15,13 +15,14 @@ func TestWorkerThatSeesAnotherMountTakesNoShards(t *testing.T) {
 		t.Skip("a mount namespace of its own for a worker needs root")
 	}
 	src, dst, scan := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst"), filepath.Join(t.TempDir(), "scan")
-	treetest.Random(t, src, 21, 1200)
+	treetest.Random(t, src, 21, 600)
 	if err := os.Mkdir(dst, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	flag := cluster(t, 1, filepath.Dir(src), filepath.Dir(dst))
 	fsb(t, "scan", src, "--out", scan).want(t, 0)
-	fsb(t, "submit", flag, "--source", src, "--destination", dst, "--meta", scan, "--control", scan, "--shard-entries", "10").want(t, 0)
+	// One shard at a time, and many of them, so that the pause comes before the end.
+	fsb(t, "submit", flag, "--source", src, "--destination", dst, "--meta", scan, "--control", scan, "--shard-entries", "1", "--max-shards", "1").want(t, 0)
 	// The first worker has left its mark once it has answered a shard; the job then
 	// waits until the stray one is there.
 	until(t, func(r result) bool { return r.code == 0 && len(r.job(t).Workers) > 0 }, "status", flag, "last", "--json")

@@ -3,7 +3,6 @@
 package treetest
 
 import (
-	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 )
 
@@ -110,11 +110,12 @@ func digest(p string) (string, error) {
 		return "", fmt.Errorf("open: %w", err)
 	}
 	defer f.Close()
-	h := sha256.New()
+	h := xxh3.New()
 	if _, err := io.Copy(h, f); err != nil {
 		return "", fmt.Errorf("read: %w", err)
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	sum := h.Sum128().Bytes()
+	return hex.EncodeToString(sum[:]), nil
 }
 
 func xattrs(p string) (map[string]string, error) {
