@@ -62,7 +62,7 @@ type cli struct {
 	Workers  workersCmd  `cmd:"" help:"List workers."`
 	Version  versionCmd  `cmd:"" help:"Show the version."`
 
-	Completion kongcompletion.Completion `cmd:"" help:"Print how to set up shell completion." hidden:""`
+	Completion kongcompletion.Completion `cmd:"" help:"Print how to set up shell completion."`
 }
 
 const description = `fsbackup backs up file sets: copies, deletes, hard links and directory
