@@ -60,11 +60,11 @@ func TestCopyVerifiesWhatItWrote(t *testing.T) {
 				g.wantCounts(o, Counts{DirsCopied: 2, FilesCopied: 8, BytesCopied: bytes, Links: 1, FilesVerified: 7, BytesVerified: bytes})
 			}
 			for _, p := range []string{"small", "large", "front", "back", "both"} {
+				if s, d := lstat(t, filepath.Join(g.src, p)), lstat(t, filepath.Join(g.dst, p)); s.Mtim != d.Mtim || s.Atim != d.Atim {
+					t.Errorf("%s: times %v %v, want %v %v", p, d.Atim, d.Mtim, s.Atim, s.Mtim)
+				}
 				if read(t, filepath.Join(g.src, p)) != read(t, filepath.Join(g.dst, p)) {
 					t.Errorf("%s differs", p)
-				}
-				if s, d := lstat(t, filepath.Join(g.src, p)), lstat(t, filepath.Join(g.dst, p)); s.Mtim != d.Mtim || s.Atim.Sec != d.Atim.Sec {
-					t.Errorf("%s: times %v %v, want %v %v", p, d.Atim, d.Mtim, s.Atim, s.Mtim)
 				}
 			}
 			if d := lstat(t, filepath.Join(g.dst, "front")); d.Blocks*512 > 2<<20 {
