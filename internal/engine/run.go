@@ -28,6 +28,8 @@ type run struct {
 	counts   Counts                     // guarded by mu
 	failures []indexedFailure           // guarded by mu
 	warnings map[string]*indexedWarning // guarded by mu
+
+	extrasTold int // extra names among failures; guarded by mu
 }
 
 type indexedFailure struct {

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -381,29 +380,4 @@ func (r *run) verifyMember(t *target, first *identity, c *Counts) error {
 	}
 	c.FilesVerified++
 	return nil
-}
-
-// failExtra records names that the destination has and the source has not.
-func (r *run) failExtra(t *target, x *extra, c *Counts) {
-	c.Extra += x.count
-	var fails []indexedFailure
-	for _, n := range x.names {
-		path := n.name
-		if t.e.Path != "" {
-			path = t.e.Path + "/" + path
-		}
-		fails = append(fails, indexedFailure{t.index, Failure{
-			File: t.e.File, Line: t.e.Line, Path: path, Op: verifyOp, Kind: uint8(fault.Corrupt), IsDir: n.kind == unix.S_IFDIR,
-			Reason: fmt.Sprintf("%s: extra: a %s that the source does not have", verifyOp, kindName(n.kind)),
-		}})
-	}
-	if more := x.count - uint64(len(x.names)); more > 0 {
-		fails = append(fails, indexedFailure{t.index, Failure{
-			File: t.e.File, Line: t.e.Line, Path: t.e.Path, Op: verifyOp, Kind: uint8(fault.Corrupt), IsDir: true,
-			Reason: fmt.Sprintf("%s: extra: %d further names in %s that the source does not have", verifyOp, more, cmp.Or(t.e.Path, ".")),
-		}})
-	}
-	r.mu.Lock()
-	r.failures = append(r.failures, fails...)
-	r.mu.Unlock()
 }

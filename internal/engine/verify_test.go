@@ -402,6 +402,23 @@ func TestVerifyBoundsWhatItTellsOfOneDirectory(t *testing.T) {
 	if !slices.IsSortedFunc(o.Failures[:mostExtras], func(a, b Failure) int { return strings.Compare(a.Path, b.Path) }) {
 		t.Error("the names are not in order")
 	}
+	// Of a batch altogether, whatever the number of directories.
+	e := g.copyOf("d")
+	e.Op, e.IsDir = OpVerifyDir, true
+	var es []Entry
+	for range 12 {
+		es = append(es, e)
+	}
+	o = g.run(g.batch(5, es...))
+	told := 0
+	for _, f := range o.Failures {
+		if !strings.Contains(f.Reason, "further names") {
+			told++
+		}
+	}
+	if told != mostExtrasTold || len(o.Failures) != told+len(es) || o.Counts.Extra != uint64(more*len(es)) {
+		t.Errorf("%d failures, %d of them names, counts %+v", len(o.Failures), told, o.Counts)
+	}
 }
 
 // TestAReadOnlyJobRefusesEverythingElse whatever a batch says.

@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -12,9 +13,13 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
-// mostExtras bounds how many extra names of one directory are told one by one;
-// they are all counted.
-const mostExtras = 1000
+// mostExtras and mostExtrasTold bound how many extra names of one directory, and
+// of one batch, are told one by one; they are all counted. What is told of a
+// batch travels as one message.
+const (
+	mostExtras     = 1000
+	mostExtrasTold = 10 * mostExtras
+)
 
 // extra are names of a directory that the source does not have.
 type extra struct {
@@ -207,4 +212,32 @@ func (r *run) openList(fd int) (int, error) {
 		list, err = r.j.e.proc.Reopen(fd, flags)
 	}
 	return list, err
+}
+
+// failExtra records names that the destination has and the source has not.
+func (r *run) failExtra(t *target, x *extra, c *Counts) {
+	c.Extra += x.count
+	if x.count == 0 {
+		return
+	}
+	fail := func(path string, isDir bool, format string, args ...any) indexedFailure {
+		return indexedFailure{t.index, Failure{
+			File: t.e.File, Line: t.e.Line, Path: path, Op: verifyOp, Kind: uint8(fault.Corrupt), IsDir: isDir,
+			Reason: verifyOp + ": extra: " + fmt.Sprintf(format, args...),
+		}}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	names := x.names[:min(len(x.names), mostExtrasTold-r.extrasTold)]
+	r.extrasTold += len(names)
+	for _, n := range names {
+		path := n.name
+		if t.e.Path != "" {
+			path = t.e.Path + "/" + path
+		}
+		r.failures = append(r.failures, fail(path, n.kind == unix.S_IFDIR, "a %s that the source does not have", kindName(n.kind)))
+	}
+	if more := x.count - uint64(len(names)); more > 0 {
+		r.failures = append(r.failures, fail(t.e.Path, true, "%d further names in this directory that the source does not have", more))
+	}
 }
