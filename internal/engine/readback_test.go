@@ -18,10 +18,8 @@ func TestCopyVerifiesWhatItWrote(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"", "ext4", "xfs", "btrfs"} {
 		t.Run("on "+kind, func(t *testing.T) {
-			base := ""
-			if kind == "" {
-				base = t.TempDir()
-			} else {
+			base := t.TempDir()
+			if kind != "" {
 				base = loopFS(t, kind)
 			}
 			g := newRigIn(t, base)

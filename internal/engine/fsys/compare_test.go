@@ -53,12 +53,12 @@ func TestFirstDifference(t *testing.T) {
 		}
 	}
 	_, _, err := FirstDifference(dataFile(t, base), -1, 10, false, make([]byte, 64), never)
-	if data := new(DataError); !errors.As(err, &data) || !data.Write || data.Err != unix.EBADF {
+	if data := new(DataError); !errors.As(err, &data) || !data.Write || Errno(data.Err) != unix.EBADF {
 		t.Errorf("a target that cannot be read: %v", err)
 	}
 	stop := errors.New("stop")
 	long := dataFile(t, make([]byte, window+1))
-	if _, _, err := FirstDifference(long, long, window+1, false, make([]byte, 1<<20), func() error { return stop }); err != stop {
+	if _, _, err := FirstDifference(long, long, window+1, false, make([]byte, 1<<20), func() error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("check's error became %v", err)
 	}
 }
@@ -92,7 +92,7 @@ func TestSum(t *testing.T) {
 	fd := dataFile(t, nil)
 	must(t, unix.Ftruncate(fd, 3*window))
 	for _, sparse := range []bool{false, true} {
-		if _, err := Sum(fd, 3*window, sparse, make([]byte, 1<<20), func() error { return stop }); err != stop {
+		if _, err := Sum(fd, 3*window, sparse, make([]byte, 1<<20), func() error { return stop }); !errors.Is(err, stop) {
 			t.Errorf("sparse %v: check's error became %v", sparse, err)
 		}
 	}
