@@ -23,7 +23,7 @@ GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 COMPOSE ?= $(shell if command -v docker-compose >/dev/null 2>&1; then echo docker-compose; else echo docker compose; fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint fuzz-short seeds chaos chaos-mutants bench generate generate-check clean lib install image compose compose-up compose-down
+.PHONY: help build test race lint fuzz-short seeds chaos chaos-mutants verify-large bench generate generate-check clean lib install image compose compose-up compose-down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ chaos: ## run jobs on clusters of processes that are killed, frozen and cut off,
 
 chaos-mutants: ## run the chaos tests on builds that each lack one defence; fails if SEEDS (5) seeds do not notice
 	@GO="$(GO)" SEEDS=$(or $(SEEDS),5) FIRST=$(or $(FIRST),0) bash .ci/chaos-mutants
+
+verify-large: ## find a flipped byte, a wrong mode and attribute, a missing and an extra file in ENTRIES (100000) entries
+	FSBACKUP_VERIFY_ENTRIES=$(or $(ENTRIES),100000) $(GO) test -timeout 60m -count 1 -v -run TestVerifyFindsExactlyWhatDiffers ./cmd/fsbackup
 
 bench: ## run the benchmarks of all packages once
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m $(TESTFLAGS) ./...

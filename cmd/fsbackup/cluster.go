@@ -38,7 +38,7 @@ func (c submitCmd) Run(a *app) error {
 	}
 	defer free()
 	spec := c.spec(c.Source, c.Destination)
-	spec.Meta, spec.Trim, spec.Pool, spec.CheckContents = meta, c.Trim, c.Pool, c.Check
+	spec.Meta, spec.Trim, spec.Pool, spec.CheckContents, spec.VerifyOnly = meta, c.Trim, c.Pool, c.Check, c.VerifyOnly
 	id := client.NewJobID(now())
 	if err := cl.Submit(a.ctx, id, spec, files, true); err != nil {
 		return err
@@ -256,8 +256,9 @@ func (c jobsCmd) Run(a *app) error {
 		if v.Phase != 0 {
 			phase = v.Phase.String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d/%d\t%s\t%d\t%s\t%s -> %s\n", v.ID, v.State, phase, v.Stats.FilesCopied, v.Stats.FilesToBackup,
-			bytesText(v.Stats.BytesCopied), v.Failures, durationText(v.Seconds), v.Spec.Source, v.Spec.Destination)
+		files, bytes := progressOf(v)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d/%d\t%s\t%d\t%s\t%s -> %s\n", v.ID, v.State, phase, files, v.Stats.FilesToBackup,
+			bytesText(bytes), v.Failures, durationText(v.Seconds), v.Spec.Source, v.Spec.Destination)
 	}
 	return w.Flush() //nolint:wrapcheck // the writer names itself
 }

@@ -44,6 +44,7 @@ type jobFlags struct {
 	Vanished    string `help:"Sources that are gone: fail, skip." default:"fail" enum:"fail,skip" group:"job"`
 	DeleteFirst bool   `name:"delete-before" help:"Delete before copying, for full targets." group:"job"`
 	Sync        string `help:"Durability: batch (one sync before results), file (each file), none." default:"batch" enum:"batch,file,none" group:"job"`
+	Verify      string `help:"Verification while copying: none, checksum (what was written is read back and compared)." default:"none" enum:"none,checksum" group:"job"`
 	MaxFailures int64  `help:"Failed entries that leave the status at completed; -1 = any." default:"0" placeholder:"N" group:"job"`
 	FailFast    bool   `help:"Stop at the first failure that is not tolerated." group:"job"`
 	Threads     int    `help:"Entries in flight per worker; 0 = the worker's own limit." default:"0" placeholder:"N" group:"job"`
@@ -57,7 +58,7 @@ type jobFlags struct {
 func (f jobFlags) spec(source, destination string) protocol.JobSpec {
 	return protocol.JobSpec{
 		Source: source, Destination: destination, Pool: client.DefaultPool, Name: f.Name, Priority: f.Priority,
-		WriteMeta: !f.NoMeta, Replace: f.Replace, Vanished: f.Vanished, DeleteBefore: f.DeleteFirst, Sync: f.Sync,
+		WriteMeta: !f.NoMeta, Replace: f.Replace, Vanished: f.Vanished, DeleteBefore: f.DeleteFirst, Sync: f.Sync, Verify: f.Verify,
 		MaxFailures: f.MaxFailures, FailFast: f.FailFast, Threads: f.Threads, Memory: int64(f.Memory), MaxWorkers: f.MaxWorkers,
 		Limits: protocol.Limits{Entries: f.ShardEntries, DataBytes: uint64(max(f.ShardBytes, 0))},
 	}
@@ -96,6 +97,7 @@ type inputFlags struct {
 	Meta        string   `help:"Directory of the meta files, or of a scan that holds them." placeholder:"DIR"`
 	Control     []string `help:"Control files, or directories that are searched for all four kinds." required:"" placeholder:"FILE|DIR" sep:"none"`
 	Trim        string   `help:"Leading components of entry paths that are left out below the destination." placeholder:"PREFIX"`
+	VerifyOnly  bool     `help:"Compare source and destination by what the control files name, and change neither."`
 	Check       bool     `name:"check-contents" help:"Compare the contents for entries of mode mm (metadata only), and copy them where they differ."`
 }
 

@@ -156,7 +156,7 @@ func (c runCmd) Run(a *app) error {
 	}
 	defer free()
 	spec := c.spec(c.Source, c.Destination)
-	spec.Meta, spec.Trim, spec.CheckContents = meta, c.Trim, c.Check
+	spec.Meta, spec.Trim, spec.CheckContents, spec.VerifyOnly = meta, c.Trim, c.Check, c.VerifyOnly
 	c.InMemory = true // the directory goes with the process
 	v, err := c.execute(a, dir, localJob{id: client.NewJobID(now()), spec: spec, files: files}, newProgress(a.stderr, c.Quiet || c.JSON))
 	if err != nil {

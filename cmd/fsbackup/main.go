@@ -48,6 +48,7 @@ type cli struct {
 	Backup   backupCmd   `cmd:"" help:"Back a directory tree up, in this process."`
 	Run      runCmd      `cmd:"" help:"Execute control files that exist already, in this process."`
 	Restore  restoreCmd  `cmd:"" help:"Bring a backup, or parts of it, back."`
+	Verify   verifyCmd   `cmd:"" help:"Compare a backup with its source, and change neither."`
 	Scans    scansCmd    `cmd:"" help:"Look at what is kept from run to run."`
 	Scan     scanCmd     `cmd:"" help:"Write control and meta files of a directory tree."`
 	Submit   submitCmd   `cmd:"" help:"Give control files to a cluster as a job."`
@@ -69,10 +70,11 @@ const description = `fsbackup backs up file sets: copies, deletes, hard links an
 metadata, as control files ask for them, on one host or over a cluster.
 
   fsbackup backup /home /mnt/backup          back a tree up, nothing to set up
+  fsbackup verify /home /mnt/backup          compare both, byte by byte
   fsbackup scan /home --out /tmp/scan        only write its control files
   fsbackup submit --control /tmp/scan --meta /tmp/scan --source /home --destination /mnt/backup
 
-Exit codes: 0 completed; 3 entries or control files failed; 64 wrong usage or
+Exit codes: 0 completed; 3 entries or control files failed, or differ; 64 wrong usage or
 input; 65 damaged input; 66 not found; 69 cluster not reachable; 70 internal
 error; 75 temporary failure, try again; 77 not permitted; 78 stopped by a guard;
 130 cancelled or interrupted.`

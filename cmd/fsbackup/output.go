@@ -80,13 +80,21 @@ func printSummary(out io.Writer, v protocol.JobView) {
 	if v.Stalled != "" {
 		fmt.Fprintf(out, "stalled since %s: %s\n", v.StalledSince.Local().Format(time.TimeOnly), v.Stalled)
 	}
-	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "\tto back up\tcopied\tfailed\t")
-	fmt.Fprintf(w, "directories\t%d\t%d\t%d\t\n", s.DirsToBackup, s.DirsCopied, s.DirsFailed)
-	fmt.Fprintf(w, "files\t%d\t%d\t%d\t\n", s.FilesToBackup, s.FilesCopied, s.FilesFailed)
-	fmt.Fprintf(w, "bytes\t%d\t%d\t\t\n", s.BytesToBackup, s.BytesCopied)
-	_ = w.Flush() // an error of the terminal shows itself
-	fmt.Fprintf(out, "%s in %s, %s/s\n", bytesText(s.BytesCopied), durationText(v.Seconds), bytesText(s.BytesPerSec))
+	if v.Spec.VerifyOnly {
+		printVerified(out, s)
+	} else {
+		w := tabwriter.NewWriter(out, 0, 4, 2, ' ', tabwriter.AlignRight)
+		fmt.Fprintln(w, "\tto back up\tcopied\tfailed\t")
+		fmt.Fprintf(w, "directories\t%d\t%d\t%d\t\n", s.DirsToBackup, s.DirsCopied, s.DirsFailed)
+		fmt.Fprintf(w, "files\t%d\t%d\t%d\t\n", s.FilesToBackup, s.FilesCopied, s.FilesFailed)
+		fmt.Fprintf(w, "bytes\t%d\t%d\t\t\n", s.BytesToBackup, s.BytesCopied)
+		_ = w.Flush() // an error of the terminal shows itself
+		if v.Spec.Verify != "" {
+			fmt.Fprintf(out, "read back and compared: %d files, %d bytes; %d differ\n", s.FilesVerified, s.BytesVerified, s.FilesDiffer)
+		}
+	}
+	_, done := progressOf(v)
+	fmt.Fprintf(out, "%s in %s, %s/s\n", bytesText(done), durationText(v.Seconds), bytesText(s.BytesPerSec))
 	for _, x := range []struct {
 		name string
 		n    uint64

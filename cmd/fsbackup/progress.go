@@ -59,18 +59,27 @@ func (p *progress) job(v protocol.JobView) {
 	if v.Phase != 0 && v.State == protocol.StateRunning {
 		text = v.Phase.String()
 	}
-	text = fmt.Sprintf("%s: %d/%d files, %s/%s, %s/s", text, s.FilesCopied, s.FilesToBackup, bytesText(s.BytesCopied), bytesText(s.BytesToBackup), bytesText(s.BytesPerSec))
+	files, bytes := progressOf(v)
+	text = fmt.Sprintf("%s: %d/%d files, %s/%s, %s/s", text, files, s.FilesToBackup, bytesText(bytes), bytesText(s.BytesToBackup), bytesText(s.BytesPerSec))
 	if v.Failures > 0 {
 		text += fmt.Sprintf(", %d failed", v.Failures)
 	}
 	// A file weighs like 64 KiB of data: what its creation costs beside them.
 	const perFile = 64 << 10
-	done := s.BytesCopied + s.FilesCopied*perFile
+	done := bytes + files*perFile
 	total := s.BytesToBackup + s.FilesToBackup*perFile
 	if eta := eta(v.Seconds, done, total); eta != "" {
 		text += ", " + eta + " left"
 	}
 	p.show(text, done, total, v.Stalled)
+}
+
+// progressOf returns how many files, and bytes of them, a job has done.
+func progressOf(v protocol.JobView) (files, bytes uint64) {
+	if v.Spec.VerifyOnly {
+		return v.Stats.FilesVerified, v.Stats.BytesVerified
+	}
+	return v.Stats.FilesCopied, v.Stats.BytesCopied
 }
 
 func eta(seconds float64, done, total uint64) string {

@@ -208,6 +208,8 @@ func (i *instance) setOption(name, value string) error {
 			spec.Vanished = value
 		case "sync":
 			spec.Sync = value
+		case "verify":
+			spec.Verify = value
 		case "trim":
 			spec.Trim = value
 		case "name":

@@ -241,7 +241,7 @@ func (r *runner) feed(ctx context.Context, p protocol.Phase, at protocol.Cursor,
 		if err != nil {
 			return err
 		}
-		if f.Record.Ref.Phase != p.FilesOf() || f.Record.State != protocol.FileAdmitted {
+		if !cutBy(r.job(), f.Record.Ref.Phase, p) || f.Record.State != protocol.FileAdmitted {
 			continue
 		}
 		if at.File != i {
@@ -283,7 +283,7 @@ func (r *runner) feedFile(ctx context.Context, cfg shard.Config, f state.File, a
 	} else if err := r.noteFirst(ctx, f, cfg.Phase, at.Next); err != nil {
 		return at, err
 	}
-	cutter, err := shard.New(cfg, shard.File{Index: f.Index, Path: f.Path}, pos, at.Next)
+	cutter, err := shard.New(cfg, shard.File{Index: f.Index, Path: f.Path, Phase: f.Record.Ref.Phase}, pos, at.Next)
 	if err != nil {
 		return at, err
 	}
@@ -398,7 +398,10 @@ func options(s protocol.JobSpec) *protocol.OptionsMsg {
 	o := &protocol.OptionsMsg{
 		Source: s.Source, Destination: s.Destination, Trim: s.Trim, WriteMeta: s.WriteMeta, Restore: s.Restore,
 		SkipVanished: s.Vanished == "skip", DeleteUnchecked: s.DeleteUnchecked, CheckContents: s.CheckContents,
-		Threads: uint32(s.Threads), Memory: s.Memory,
+		Threads: uint32(s.Threads), Memory: s.Memory, ReadOnly: s.VerifyOnly,
+	}
+	if s.Verify == protocol.VerifyChecksum {
+		o.Verify = 1
 	}
 	switch s.Replace {
 	case "if-older":

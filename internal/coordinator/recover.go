@@ -263,6 +263,9 @@ func overlapping(t state.Tx, j state.Job) (protocol.JobID, bool) {
 		return "", false
 	}
 	for o := range t.Jobs() {
+		if o.Record.Spec.VerifyOnly && j.Record.Spec.VerifyOnly {
+			continue // neither changes anything
+		}
 		if o.ID >= j.ID || o.Record.State.Final() || o.Record.Spec.AllowOverlap || o.Record.Spec.Pool != j.Record.Spec.Pool {
 			continue
 		}

@@ -207,22 +207,28 @@ func (r *runner) known(t state.Tx, j state.Job, p protocol.Phase) bool {
 
 // wanted reports whether p has something to do.
 func (r *runner) wanted(t state.Tx, j state.Job, p protocol.Phase) bool {
-	switch p {
-	case protocol.PhaseVerify:
-		return false
-	case protocol.PhaseCleanup:
+	switch {
+	case p == protocol.PhaseCleanup:
 		return j.Record.Nonce != ""
-	case protocol.PhaseFinish:
-		if j.Record.Spec.KeepDirs {
-			return false
-		}
+	case j.Record.Spec.VerifyOnly != (p == protocol.PhaseVerify), p == protocol.PhaseFinish && j.Record.Spec.KeepDirs:
+		return false
 	}
 	for f := range t.Files(r.id) {
-		if f.Record.Ref.Phase == p.FilesOf() {
+		if cutBy(j, f.Record.Ref.Phase, p) {
 			return true
 		}
 	}
 	return false
+}
+
+// cutBy reports whether the job's phase p goes over a control file of the phase
+// kind. The directories of copy files need not be compared once more by the
+// lines of times files, which say less.
+func cutBy(j state.Job, kind, p protocol.Phase) bool {
+	if p == protocol.PhaseVerify && kind == protocol.PhaseDir && j.HasCopy {
+		return false
+	}
+	return p.Reads(kind)
 }
 
 // readCursor takes the job's cursor over.

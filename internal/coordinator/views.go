@@ -181,14 +181,22 @@ func (c *Coordinator) figures(t state.Tx, j state.Job, now time.Time) protocol.S
 	if j.Record.Sealed && cutWhole(t, j) {
 		s.BytesToBackup = j.CutBytes
 	}
+	done := s.BytesCopied
+	if j.Record.Spec.VerifyOnly {
+		done = s.BytesVerified
+		s.DirsToDelete, s.FilesToDelete = 0, 0
+	}
 	if sec := elapsed(j.Record, now).Seconds(); sec > 0 {
-		s.BytesPerSec = uint64(float64(s.BytesCopied) / sec)
+		s.BytesPerSec = uint64(float64(done) / sec)
 	}
 	return s
 }
 
 // cutWhole reports whether all files whose bytes count are cut.
 func cutWhole(t state.Tx, j state.Job) bool {
+	if j.Record.Spec.VerifyOnly {
+		return t.Phase(j.Record.ID, protocol.PhaseVerify).Sealed
+	}
 	for _, p := range []protocol.Phase{protocol.PhaseCopy, protocol.PhaseHardlink} {
 		if t.Phase(j.Record.ID, p).Sealed {
 			continue
@@ -221,8 +229,11 @@ func failureReason(s protocol.Stats) string {
 			out += fmt.Sprintf("%d %s", n, what)
 		}
 	}
-	add(s.FilesFailed, "files failed")
-	add(s.DirsFailed, "directories failed")
+	add(s.FilesDiffer, "files differ")
+	add(s.DirsDiffer, "directories differ")
+	add(s.Extra, "extra names")
+	add(s.FilesFailed-min(s.FilesDiffer, s.FilesFailed), "files failed")
+	add(s.DirsFailed-min(s.DirsDiffer, s.DirsFailed), "directories failed")
 	add(s.DirMetaFailed, "directories without their metadata")
 	add(s.DeletesFailed, "deletes failed")
 	add(s.FilesRefused, "control files refused")

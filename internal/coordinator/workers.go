@@ -216,6 +216,9 @@ func (c *Coordinator) rootsFor(ctx context.Context, q protocol.RootsClaim) proto
 		return protocol.RootsReply{Error: fmt.Sprintf("job %s is not running", q.Job)}
 	}
 	rec := j.Record
+	if rec.Spec.VerifyOnly {
+		return c.rootsOfReader(ctx, q, rec)
+	}
 	if rec.NonceReady {
 		return protocol.RootsReply{Nonce: rec.Nonce, SourceInode: rec.SourceInode, SourceFS: rec.SourceFS}
 	}
@@ -250,4 +253,21 @@ func (c *Coordinator) rootsFor(ctx context.Context, q protocol.RootsClaim) proto
 		return protocol.RootsReply{Error: err.Error()}
 	}
 	return protocol.RootsReply{Nonce: nonce, SourceInode: q.SourceInode, SourceFS: q.SourceFS}
+}
+
+// rootsOfReader is the mount proof of a job that changes nothing, and so leaves
+// no nonce: all workers must see the roots that the first one saw.
+func (c *Coordinator) rootsOfReader(ctx context.Context, q protocol.RootsClaim, held protocol.JobRecord) protocol.RootsReply {
+	if !held.NonceReady {
+		err := c.save(ctx, q.Job, func(r *protocol.JobRecord) {
+			if !r.NonceReady { // another worker was not quicker
+				r.NonceReady, r.SourceInode, r.SourceFS, r.DestInode, r.DestFS = true, q.SourceInode, q.SourceFS, q.DestInode, q.DestFS
+			}
+			held = *r
+		})
+		if err != nil {
+			return protocol.RootsReply{Error: err.Error()}
+		}
+	}
+	return protocol.RootsReply{ReadOnly: true, SourceInode: held.SourceInode, SourceFS: held.SourceFS, DestInode: held.DestInode, DestFS: held.DestFS}
 }

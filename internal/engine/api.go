@@ -29,6 +29,18 @@ const (
 	OpFinish
 	// OpTouch gives a directory owner, mode and times (dir phase).
 	OpTouch
+	// OpVerify compares a non-directory of any type with its source (verify
+	// phase, an f line of a copy control file). No verifying operation changes
+	// anything.
+	OpVerify
+	// OpVerifyLink compares a member of a hard-link group: OpVerify, if the group
+	// has no object yet to hold it against.
+	OpVerifyLink
+	// OpVerifyDir compares what OpFinish gives a directory, and its names (a d
+	// line of a copy control file).
+	OpVerifyDir
+	// OpVerifyTimes compares what OpTouch gives a directory.
+	OpVerifyTimes
 )
 
 // Entry is one line of a control file with its metadata resolved.
@@ -112,6 +124,8 @@ type JobSpec struct {
 	CheckContents   bool // metadata-only entries: compare the contents, and copy them where they differ
 	DeleteUnchecked bool // delete lines are not checked against the source
 	Sync            Sync
+	Verify          Verify
+	ReadOnly        bool // nothing but verifying operations, and no sync
 	CreateDest      bool
 	Threads         int   // entries in flight for the job on this worker; 0 = the engine's limit
 	Memory          int64 // bytes of buffers for the job on this worker; <= 0 = the engine's limit
@@ -147,6 +161,10 @@ type Counts struct {
 	ChangedWhileRead                     uint64
 	ChangedSinceScan                     uint64
 	DirsFinished, DirsTouched            uint64
+	DirsVerified, FilesVerified          uint64 // compared, and what their source is; of copies, regular files only
+	BytesVerified                        uint64 // of these, st_size of regular files
+	DirsDiffer, FilesDiffer              uint64 // of DirsFailed and FilesFailed: compared, and not what their source is
+	Extra                                uint64 // names in verified directories that the source does not have
 	HoleBytes, ReflinkBytes              uint64 // measurements, outside exactness
 }
 

@@ -24,6 +24,8 @@ type copied struct {
 	state        copyState
 	bytes        uint64 // st_size of a regular file that was read or is identical
 	changedScan  bool   // the source is not what the record says
+	verified     bool   // the data of a regular file was compared with the source's
+	size         uint64 // st_size of a regular file
 	holes, clone uint64
 }
 
@@ -53,6 +55,10 @@ func (r *run) copyCounted(t *target, c *Counts) (copyState, error) {
 	c.BytesCopied += res.bytes
 	c.HoleBytes += res.holes
 	c.ReflinkBytes += res.clone
+	if res.verified {
+		c.FilesVerified++
+		c.BytesVerified += res.size
+	}
 	if res.changedScan {
 		c.ChangedSinceScan++
 	}
@@ -113,8 +119,11 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 	// A metadata-only line counts no bytes, whichever way it is executed: control
 	// files leave them out of their totals, and a second attempt may go the
 	// other way.
-	if kind == unix.S_IFREG && t.e.Mode != "mm" {
-		res.bytes = uint64(st.Size)
+	if kind == unix.S_IFREG {
+		res.size = uint64(st.Size)
+		if t.e.Mode != "mm" {
+			res.bytes = res.size
+		}
 	}
 	what, err := r.decide(t, dir, name, &st)
 	if err != nil {
@@ -124,10 +133,14 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 	case keepTarget:
 		return copied{}, errKept
 	case targetSame:
-		return res, nil
+		if r.j.spec.Verify == VerifyChecksum {
+			err = r.stays(t, dir, name, src, &st, &res)
+		}
+		return res, err
 	case metaInPlace:
 		done, err := r.inPlace(t, dir, name, src, &st)
 		if done || err != nil {
+			res.verified = r.j.spec.Verify == VerifyChecksum
 			return res, err
 		}
 	}
@@ -227,7 +240,7 @@ func (r *run) inPlace(t *target, dir *fsys.Dir, name string, src int, st *unix.S
 		// must not be given set-id bits or capabilities.
 		return false, nil
 	}
-	if r.j.spec.CheckContents && st.Size > 0 {
+	if (r.j.spec.CheckContents || r.j.spec.Verify == VerifyChecksum) && st.Size > 0 {
 		if same, err := r.sameContents(t, src, st, fd, &now); err != nil || !same {
 			return false, err
 		}

@@ -42,17 +42,20 @@ type Engine struct {
 	bufs     *buffers
 	dirCache int  // descriptors per side and batch
 	override bool // permission bits do not bind this process
+	chowns   bool // it may give objects to others
+	admin    bool // it may set attributes of the trusted and security namespaces ...
+	setfcap  bool // ... and file capabilities
 }
 
-// overrides reports whether the process has the capability that lifts the
-// checks of permission bits: root in a container may be without.
-func overrides() bool {
+// capable reports whether the process has a capability: root in a container may
+// be without.
+func capable(capability uint) bool {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var d [2]unix.CapUserData
 	if err := unix.Capget(&h, &d[0]); err != nil {
 		return os.Geteuid() == 0
 	}
-	return d[0].Effective&(1<<unix.CAP_DAC_OVERRIDE) != 0
+	return d[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
 // dirCacheSize leaves room for many batches at once under the process's limit
@@ -100,7 +103,10 @@ func New(cfg Config) (*Engine, error) {
 		writes:   make(slots, cfg.WriteThreads),
 		bufs:     newBuffers(cfg.Memory),
 		dirCache: dirCacheSize(),
-		override: overrides(),
+		override: capable(unix.CAP_DAC_OVERRIDE),
+		chowns:   capable(unix.CAP_CHOWN),
+		admin:    capable(unix.CAP_SYS_ADMIN),
+		setfcap:  capable(unix.CAP_SETFCAP),
 	}, nil
 }
 

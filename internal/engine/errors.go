@@ -83,7 +83,7 @@ func (r *run) failure(e *Entry, err error) Failure {
 
 func isDirOp(e *Entry) bool {
 	switch e.Op {
-	case OpMkdir, OpRemoveTree, OpFinish, OpTouch:
+	case OpMkdir, OpRemoveTree, OpFinish, OpTouch, OpVerifyDir, OpVerifyTimes:
 		return true
 	case OpRejected:
 		return e.IsDir

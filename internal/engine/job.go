@@ -58,6 +58,9 @@ func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
+	if spec.ReadOnly {
+		spec.Sync, spec.CreateDest = SyncNone, false
+	}
 	trim := strings.Trim(spec.Trim, "/")
 	if trim != "" {
 		if err := checkPath(trim); err != nil {
@@ -109,8 +112,8 @@ func checkSpec(spec JobSpec) error {
 			errs = append(errs, errors.New(r.what+" root "+quote(r.path)+" is not an absolute path"))
 		}
 	}
-	if spec.Replace > ReplaceNever || spec.Sync > SyncFile {
-		errs = append(errs, errors.New("unknown replace or sync option"))
+	if spec.Replace > ReplaceNever || spec.Sync > SyncFile || spec.Verify > VerifyChecksum {
+		errs = append(errs, errors.New("unknown replace, sync or verify option"))
 	}
 	if spec.Threads < 0 {
 		errs = append(errs, errors.New("threads must not be negative"))

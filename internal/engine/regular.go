@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
@@ -50,11 +51,22 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src int, st *un
 			_ = fsys.Unlinkat(dir.FD, f.temp)
 		}
 	}()
-	if err := r.copyData(t, f.fd, in, st, res); err != nil {
+	var sum *xxh3.Hasher
+	if r.j.spec.Verify == VerifyChecksum {
+		sum = xxh3.New()
+	}
+	if err := r.copyData(t, f.fd, in, st, res, sum); err != nil {
 		return err
 	}
 	if err := r.stillSame(t, in, st); err != nil {
 		return err
+	}
+	if sum != nil {
+		// Before it gets its times, which reading would change.
+		if err := r.readBack(t, f.fd, st, sum.Sum128()); err != nil {
+			return err
+		}
+		res.verified = true
 	}
 	if r.j.spec.WriteMeta {
 		n := fsys.Node{FD: f.fd}
@@ -108,6 +120,10 @@ func (r *run) openData(src int) (int, error) {
 // that saves a call per file.
 func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 	f := &newFile{mode: defaultFileMode, method: r.j.linkMethod(dir.Dev)}
+	access := unix.O_WRONLY
+	if r.j.spec.Verify == VerifyChecksum {
+		access = unix.O_RDWR // it is read back
+	}
 	if f.method != fsys.LinkNone {
 		if r.j.spec.WriteMeta {
 			f.mode = 0o600
@@ -116,7 +132,7 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 			}
 		}
 		err := r.changing(dir, func() (err error) {
-			f.fd, err = fsys.Openat(dir.FD, ".", unix.O_TMPFILE|unix.O_WRONLY, f.mode)
+			f.fd, err = fsys.Openat(dir.FD, ".", unix.O_TMPFILE|access, f.mode)
 			return err
 		})
 		switch fsys.Errno(err) {
@@ -140,7 +156,7 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 	}
 	err := r.changing(dir, func() error {
 		return withTemp(dir, f.temp, func() (err error) {
-			f.fd, err = fsys.Openat(dir.FD, f.temp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, f.mode)
+			f.fd, err = fsys.Openat(dir.FD, f.temp, unix.O_CREAT|unix.O_EXCL|access|unix.O_NOFOLLOW, f.mode)
 			return err
 		})
 	})
@@ -150,8 +166,8 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 	return f, err
 }
 
-// copyData copies the contents.
-func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied) error {
+// copyData copies the contents and gives them to sum, which may be nil.
+func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum *xxh3.Hasher) error {
 	if st.Size == 0 {
 		return nil
 	}
@@ -161,7 +177,7 @@ func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied) err
 	}
 	defer release()
 	c := fsys.Copier{Buf: buf, Clone: !r.j.noClone.Load(), Range: !r.j.noRange.Load(),
-		Writeback: r.j.spec.Sync != SyncNone, Check: r.check}
+		Writeback: r.j.spec.Sync != SyncNone, Check: r.check, Hash: sum}
 	err = c.Copy(out, in, st.Size, st.Blocks*512 < st.Size)
 	if c.NoClone {
 		r.j.noClone.Store(true)

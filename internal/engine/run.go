@@ -28,6 +28,8 @@ type run struct {
 	counts   Counts                     // guarded by mu
 	failures []indexedFailure           // guarded by mu
 	warnings map[string]*indexedWarning // guarded by mu
+
+	extrasTold int // extra names among failures; guarded by mu
 }
 
 type indexedFailure struct {
@@ -105,7 +107,7 @@ func plan(entries []Entry) (first, second []unit) {
 				first = append(first, unit{i})
 			}
 			continue
-		case e.Op == OpLink && e.Group != 0:
+		case inGroup(e):
 			if g, ok := groups[e.Group]; ok {
 				second[g] = append(second[g], i)
 			} else {
@@ -129,6 +131,9 @@ func plan(entries []Entry) (first, second []unit) {
 	}
 	return first, second
 }
+
+// inGroup reports whether an entry is executed with the rest of its hard-link group.
+func inGroup(e *Entry) bool { return (e.Op == OpLink || e.Op == OpVerifyLink) && e.Group != 0 }
 
 func (r *run) all(units []unit) {
 	var next atomic.Int64
@@ -160,7 +165,10 @@ func (r *run) all(units []unit) {
 func (r *run) do(u unit) error {
 	var c Counts
 	defer func() { r.add(&c) }()
-	if e := &r.b.Entries[u[0]]; e.Op == OpLink && e.Group != 0 {
+	if e := &r.b.Entries[u[0]]; inGroup(e) {
+		if e.Op == OpVerifyLink {
+			return r.holding(func() error { return r.verifyGroup(u, &c) })
+		}
 		return r.holding(func() error { return r.linkGroup(u, &c) })
 	}
 	for _, i := range u {
@@ -240,6 +248,8 @@ func (r *run) once(i int, e *Entry, c *Counts) error {
 		err = r.remove(t, c)
 	case OpFinish, OpTouch:
 		err = r.finish(t, c)
+	case OpVerify, OpVerifyLink, OpVerifyDir, OpVerifyTimes:
+		err = r.verify(t, c)
 	default:
 		err = &fault.Error{Kind: fault.Invalid, Op: "execute", Path: e.Path, Err: errors.New("unknown operation")}
 	}
@@ -258,6 +268,9 @@ func (r *run) prepare(i int, e *Entry, c *Counts) (*target, error) {
 			kind = fault.Invalid
 		}
 		return nil, &fault.Error{Kind: kind, Op: "read entry", Path: e.Path, Err: errors.New(cmp.Or(e.Reject, "rejected"))}
+	}
+	if r.j.spec.ReadOnly && !verifies(e.Op) {
+		return nil, &fault.Error{Kind: fault.Invalid, Op: "execute", Path: e.Path, Err: errors.New("the job changes nothing, the operation would")}
 	}
 	if e.Path != "" {
 		if err := checkPath(e.Path); err != nil {
@@ -325,10 +338,13 @@ func stopsRun(err error) bool {
 
 func (r *run) fail(i int, err error, c *Counts) {
 	e := &r.b.Entries[i]
+	failed, differ := &c.FilesFailed, &c.FilesDiffer
 	if isDirOp(e) {
-		c.DirsFailed++
-	} else {
-		c.FilesFailed++
+		failed, differ = &c.DirsFailed, &c.DirsDiffer
+	}
+	*failed++
+	if isDifference(err) {
+		*differ++
 	}
 	f := r.failure(e, err)
 	r.mu.Lock()
@@ -374,6 +390,12 @@ func (r *run) add(c *Counts) {
 	t.ChangedSinceScan += c.ChangedSinceScan
 	t.DirsFinished += c.DirsFinished
 	t.DirsTouched += c.DirsTouched
+	t.DirsVerified += c.DirsVerified
+	t.FilesVerified += c.FilesVerified
+	t.BytesVerified += c.BytesVerified
+	t.DirsDiffer += c.DirsDiffer
+	t.FilesDiffer += c.FilesDiffer
+	t.Extra += c.Extra
 	t.HoleBytes += c.HoleBytes
 	t.ReflinkBytes += c.ReflinkBytes
 }
@@ -382,7 +404,8 @@ func (r *run) outcome() *Outcome {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	o := &Outcome{Counts: r.counts}
-	slices.SortFunc(r.failures, func(a, b indexedFailure) int { return a.index - b.index })
+	// Stable: what is told of the names in one directory is in their order.
+	slices.SortStableFunc(r.failures, func(a, b indexedFailure) int { return a.index - b.index })
 	for _, f := range r.failures {
 		o.Failures = append(o.Failures, f.Failure)
 	}

@@ -69,6 +69,8 @@ type RootsClaim struct {
 	Worker      string `json:"worker"`
 	SourceInode uint64 `json:"source_inode"`
 	SourceFS    string `json:"source_fs"`
+	DestInode   uint64 `json:"dest_inode"`
+	DestFS      string `json:"dest_fs"`
 	Ready       bool   `json:"ready"`
 }
 
@@ -79,5 +81,9 @@ type RootsReply struct {
 	Wait        bool   `json:"wait"`  // another worker is writing it: ask again
 	SourceInode uint64 `json:"source_inode"`
 	SourceFS    string `json:"source_fs"`
-	Error       string `json:"error,omitempty"`
+	// ReadOnly jobs leave no nonce: the destination root must be this one.
+	ReadOnly  bool   `json:"read_only,omitempty"`
+	DestInode uint64 `json:"dest_inode,omitempty"`
+	DestFS    string `json:"dest_fs,omitempty"`
+	Error     string `json:"error,omitempty"`
 }

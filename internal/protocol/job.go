@@ -27,7 +27,9 @@ type JobSpec struct {
 	CheckContents   bool   `json:"check_contents,omitempty"` // metadata-only entries: compare contents
 	DeleteBefore    bool   `json:"delete_before,omitempty"`
 	DeleteUnchecked bool   `json:"delete_unchecked,omitempty"`
-	Sync            string `json:"sync,omitempty"` // batch (default), none, file
+	Sync            string `json:"sync,omitempty"`        // batch (default), none, file
+	Verify          string `json:"verify,omitempty"`      // checksum: what is copied is read back and compared
+	VerifyOnly      bool   `json:"verify_only,omitempty"` // compare source and destination, change neither
 	AllowOverlap    bool   `json:"allow_overlap,omitempty"`
 	KeepDirs        bool   `json:"keep_dirs,omitempty"` // no finish phase: directories keep default modes
 
@@ -43,6 +45,12 @@ type JobSpec struct {
 	// Trace is the W3C trace context of the submitter.
 	Trace map[string]string `json:"trace,omitempty"`
 }
+
+// Values of JobSpec.Verify; none is the same as nothing.
+const (
+	VerifyNone     = "none"
+	VerifyChecksum = "checksum"
+)
 
 // Limits are the cutter's, frozen in the job so that any shard can be cut again.
 type Limits struct {
@@ -95,6 +103,12 @@ func (s *JobSpec) Normalize() error {
 	choose("replace", &s.Replace, "always", "if-older", "never")
 	choose("vanished", &s.Vanished, "fail", "skip")
 	choose("sync", &s.Sync, "batch", "none", "file")
+	if s.Verify == VerifyNone {
+		s.Verify = ""
+	}
+	if s.Verify != "" && s.Verify != VerifyChecksum {
+		bad("verify must be one of " + VerifyNone + ", " + VerifyChecksum)
+	}
 	if s.Priority < -4 || s.Priority > 4 {
 		bad("priority must be between -4 and 4")
 	}
@@ -180,11 +194,14 @@ type JobRecord struct {
 	// ResultsAfter is a sequence of the result stream before all results of the job.
 	ResultsAfter uint64 `json:"results_after,omitempty"`
 
-	// Mount proof: set by the first worker.
+	// Mount proof: set by the first worker. A job that changes nothing has no
+	// nonce, and the destination root's identity instead.
 	Nonce       string `json:"nonce,omitempty"`
 	NonceReady  bool   `json:"nonce_ready,omitempty"`
 	SourceInode uint64 `json:"source_inode,omitempty"`
 	SourceFS    string `json:"source_fs,omitempty"`
+	DestInode   uint64 `json:"dest_inode,omitempty"`
+	DestFS      string `json:"dest_fs,omitempty"`
 
 	Phases map[Phase]PhaseRecord `json:"phases,omitempty"`
 
@@ -275,13 +292,22 @@ type Stats struct {
 	ShardsRepeated   uint64 `json:"shards_repeated"`    // shards executed more than once
 	FilesRefused     uint64 `json:"control_files_refused"`
 
+	// Of verify jobs, and of what was read back while copying.
+	DirsVerified  uint64 `json:"dirs_verified"`  // compared, and what their source is
+	FilesVerified uint64 `json:"files_verified"` // while copying: regular files only
+	BytesVerified uint64 `json:"bytes_verified"` // sizes of the regular files among them
+	DirsDiffer    uint64 `json:"dirs_differ"`    // of DirsFailed: compared, and not what their source is
+	FilesDiffer   uint64 `json:"files_differ"`   // of FilesFailed
+	Extra         uint64 `json:"extra"`          // names in the destination that the source does not have
+
 	HoleBytes    uint64 `json:"hole_bytes"`    // measured, not exact
 	ReflinkBytes uint64 `json:"reflink_bytes"` // measured, not exact
 }
 
-// Failures is the number of entries and control files that could not be done.
+// Failures is the number of entries and control files that could not be done,
+// and of names that should not be there.
 func (s *Stats) Failures() uint64 {
-	return s.DirsFailed + s.FilesFailed + s.DeletesFailed + s.DirMetaFailed + s.FilesRefused
+	return s.DirsFailed + s.FilesFailed + s.DeletesFailed + s.DirMetaFailed + s.FilesRefused + s.Extra
 }
 
 // Warning counts one kind of loss that does not fail an entry.

@@ -183,3 +183,22 @@ func TestDeleteBeforeSwapsCopyAndDeleteOnly(t *testing.T) {
 		seen[p] = true
 	}
 }
+
+func TestWhichControlFilesAPhaseReads(t *testing.T) {
+	t.Parallel()
+	kinds := []protocol.Phase{protocol.PhaseCopy, protocol.PhaseDelete, protocol.PhaseHardlink, protocol.PhaseDir}
+	for p, want := range map[protocol.Phase][]protocol.Phase{
+		protocol.PhaseCopy: kinds[:1], protocol.PhaseDelete: kinds[1:2], protocol.PhaseHardlink: kinds[2:3], protocol.PhaseDir: kinds[3:],
+		protocol.PhaseFinish: kinds[:1], protocol.PhaseVerify: {protocol.PhaseCopy, protocol.PhaseHardlink, protocol.PhaseDir},
+	} {
+		var got []protocol.Phase
+		for _, kind := range kinds {
+			if p.Reads(kind) {
+				got = append(got, kind)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%v reads %v, want %v", p, got, want)
+		}
+	}
+}

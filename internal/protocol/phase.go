@@ -12,7 +12,8 @@ const (
 	PhaseDelete   Phase = 2
 	PhaseHardlink Phase = 3
 	PhaseDir      Phase = 4
-	// PhaseVerify compares what was copied with its source.
+	// PhaseVerify compares the destination with the source, in jobs that do
+	// nothing else.
 	PhaseVerify Phase = 5
 	// PhaseFinish gives the directories of copy control files owner, mode,
 	// ACL, xattrs and times, after the last phase that changes names.
@@ -66,11 +67,16 @@ func Order(deleteBefore bool) []Phase {
 	return []Phase{PhaseCopy, PhaseDelete, PhaseHardlink, PhaseFinish, PhaseDir, PhaseVerify, PhaseCleanup}
 }
 
-// FilesOf returns the phase whose control files p is cut from: finishing and
-// verifying go over the files of the copy phase again.
-func (p Phase) FilesOf() Phase {
-	if p == PhaseFinish || p == PhaseVerify {
-		return PhaseCopy
+// Reads reports whether p is cut from the control files of the phase kind.
+// Finishing goes over the files of the copy phase again; verifying goes over all
+// that say what is to be there, as kinds of the same phase: its shards need no
+// order, so one barrier serves them.
+func (p Phase) Reads(kind Phase) bool {
+	switch p {
+	case PhaseFinish:
+		return kind == PhaseCopy
+	case PhaseVerify:
+		return kind == PhaseCopy || kind == PhaseHardlink || kind == PhaseDir
 	}
-	return p
+	return p == kind
 }

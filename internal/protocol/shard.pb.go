@@ -155,6 +155,8 @@ type OptionsMsg struct {
 	Threads         uint32                 `protobuf:"varint,10,opt,name=threads,proto3" json:"threads,omitempty"`
 	Memory          int64                  `protobuf:"varint,11,opt,name=memory,proto3" json:"memory,omitempty"`
 	CheckContents   bool                   `protobuf:"varint,12,opt,name=check_contents,json=checkContents,proto3" json:"check_contents,omitempty"`
+	Verify          uint32                 `protobuf:"varint,13,opt,name=verify,proto3" json:"verify,omitempty"`                     // 1: what is copied is read back and compared
+	ReadOnly        bool                   `protobuf:"varint,14,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // a job that compares and changes nothing
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -269,6 +271,20 @@ func (x *OptionsMsg) GetMemory() int64 {
 func (x *OptionsMsg) GetCheckContents() bool {
 	if x != nil {
 		return x.CheckContents
+	}
+	return false
+}
+
+func (x *OptionsMsg) GetVerify() uint32 {
+	if x != nil {
+		return x.Verify
+	}
+	return 0
+}
+
+func (x *OptionsMsg) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
 	}
 	return false
 }
@@ -647,6 +663,12 @@ type CountsMsg struct {
 	HoleBytes        uint64                 `protobuf:"varint,13,opt,name=hole_bytes,json=holeBytes,proto3" json:"hole_bytes,omitempty"`
 	ReflinkBytes     uint64                 `protobuf:"varint,14,opt,name=reflink_bytes,json=reflinkBytes,proto3" json:"reflink_bytes,omitempty"`
 	DirsDeleted      uint64                 `protobuf:"varint,15,opt,name=dirs_deleted,json=dirsDeleted,proto3" json:"dirs_deleted,omitempty"` // of deleted
+	DirsVerified     uint64                 `protobuf:"varint,16,opt,name=dirs_verified,json=dirsVerified,proto3" json:"dirs_verified,omitempty"`
+	FilesVerified    uint64                 `protobuf:"varint,17,opt,name=files_verified,json=filesVerified,proto3" json:"files_verified,omitempty"`
+	BytesVerified    uint64                 `protobuf:"varint,18,opt,name=bytes_verified,json=bytesVerified,proto3" json:"bytes_verified,omitempty"`
+	DirsDiffer       uint64                 `protobuf:"varint,19,opt,name=dirs_differ,json=dirsDiffer,proto3" json:"dirs_differ,omitempty"`    // of dirs_failed
+	FilesDiffer      uint64                 `protobuf:"varint,20,opt,name=files_differ,json=filesDiffer,proto3" json:"files_differ,omitempty"` // of files_failed
+	Extra            uint64                 `protobuf:"varint,21,opt,name=extra,proto3" json:"extra,omitempty"`                                // names that only the destination has
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -782,6 +804,48 @@ func (x *CountsMsg) GetReflinkBytes() uint64 {
 func (x *CountsMsg) GetDirsDeleted() uint64 {
 	if x != nil {
 		return x.DirsDeleted
+	}
+	return 0
+}
+
+func (x *CountsMsg) GetDirsVerified() uint64 {
+	if x != nil {
+		return x.DirsVerified
+	}
+	return 0
+}
+
+func (x *CountsMsg) GetFilesVerified() uint64 {
+	if x != nil {
+		return x.FilesVerified
+	}
+	return 0
+}
+
+func (x *CountsMsg) GetBytesVerified() uint64 {
+	if x != nil {
+		return x.BytesVerified
+	}
+	return 0
+}
+
+func (x *CountsMsg) GetDirsDiffer() uint64 {
+	if x != nil {
+		return x.DirsDiffer
+	}
+	return 0
+}
+
+func (x *CountsMsg) GetFilesDiffer() uint64 {
+	if x != nil {
+		return x.FilesDiffer
+	}
+	return 0
+}
+
+func (x *CountsMsg) GetExtra() uint64 {
+	if x != nil {
+		return x.Extra
 	}
 	return 0
 }
@@ -1339,7 +1403,7 @@ const file_shard_proto_rawDesc = "" +
 	"\bneeds_to\x18\t \x01(\x04R\aneedsTo\x12\x1d\n" +
 	"\n" +
 	"data_bytes\x18\n" +
-	" \x01(\x04R\tdataBytes\"\xea\x02\n" +
+	" \x01(\x04R\tdataBytes\"\x9f\x03\n" +
 	"\n" +
 	"OptionsMsg\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12 \n" +
@@ -1355,7 +1419,9 @@ const file_shard_proto_rawDesc = "" +
 	"\athreads\x18\n" +
 	" \x01(\rR\athreads\x12\x16\n" +
 	"\x06memory\x18\v \x01(\x03R\x06memory\x12%\n" +
-	"\x0echeck_contents\x18\f \x01(\bR\rcheckContents\"\x8c\x02\n" +
+	"\x0echeck_contents\x18\f \x01(\bR\rcheckContents\x12\x16\n" +
+	"\x06verify\x18\r \x01(\rR\x06verify\x12\x1b\n" +
+	"\tread_only\x18\x0e \x01(\bR\breadOnly\"\x8c\x02\n" +
 	"\bEntryMsg\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\rR\x02op\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\rR\x03dir\x12\x12\n" +
@@ -1395,7 +1461,7 @@ const file_shard_proto_rawDesc = "" +
 	"\x06sparse\x18\x12 \x03(\x04R\x06sparse\"4\n" +
 	"\bXattrMsg\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\x8b\x04\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xd8\x05\n" +
 	"\tCountsMsg\x12\x1f\n" +
 	"\vdirs_copied\x18\x01 \x01(\x04R\n" +
 	"dirsCopied\x12!\n" +
@@ -1415,7 +1481,14 @@ const file_shard_proto_rawDesc = "" +
 	"\n" +
 	"hole_bytes\x18\r \x01(\x04R\tholeBytes\x12#\n" +
 	"\rreflink_bytes\x18\x0e \x01(\x04R\freflinkBytes\x12!\n" +
-	"\fdirs_deleted\x18\x0f \x01(\x04R\vdirsDeleted\"P\n" +
+	"\fdirs_deleted\x18\x0f \x01(\x04R\vdirsDeleted\x12#\n" +
+	"\rdirs_verified\x18\x10 \x01(\x04R\fdirsVerified\x12%\n" +
+	"\x0efiles_verified\x18\x11 \x01(\x04R\rfilesVerified\x12%\n" +
+	"\x0ebytes_verified\x18\x12 \x01(\x04R\rbytesVerified\x12\x1f\n" +
+	"\vdirs_differ\x18\x13 \x01(\x04R\n" +
+	"dirsDiffer\x12!\n" +
+	"\ffiles_differ\x18\x14 \x01(\x04R\vfilesDiffer\x12\x14\n" +
+	"\x05extra\x18\x15 \x01(\x04R\x05extra\"P\n" +
 	"\n" +
 	"WarningMsg\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +

@@ -44,6 +44,9 @@ type Config struct {
 type File struct {
 	Index uint32
 	Path  string
+	// Phase is the one whose control file it is, where Config.Phase goes over
+	// files of others; 0 = the kind that Config.Phase is cut from.
+	Phase protocol.Phase
 }
 
 // Position is where a shard begins. It is JSON-serialisable and valid only for
@@ -110,7 +113,10 @@ func New(cfg Config, f File, pos *Position, n uint64) (*Cutter, error) {
 	if cfg.GroupCap <= 0 {
 		cfg.GroupCap = GroupCap
 	}
-	c := &Cutter{cfg: cfg, file: f, want: KindOf(cfg.Phase), n: n}
+	if f.Phase == 0 {
+		f.Phase = cfg.Phase
+	}
+	c := &Cutter{cfg: cfg, file: f, want: KindOf(f.Phase), n: n}
 	if pos == nil {
 		r, err := controlfile.Open(f.Path, c.want)
 		if err != nil {
@@ -150,7 +156,7 @@ func (c *Cutter) recallLeader(pos controlfile.Position) error {
 
 func (c *Cutter) noteLeader(u *unit) {
 	for i, e := range u.entries {
-		if engine.Op(e.Op) == engine.OpLink && !e.LeaderOnly {
+		if isLink(e) && !e.LeaderOnly {
 			// A copy: the builder numbers the entry, and what is repeated must
 			// not depend on where it was first.
 			c.leader, c.dir = proto.CloneOf(e), u.dirs[i]
@@ -295,6 +301,7 @@ func (c *Cutter) readGroup() (*unit, error) {
 // entry turns an entry into what the phase does with it; nil = nothing.
 func (c *Cutter) entry(e controlfile.Entry) (*protocol.EntryMsg, string) {
 	finish := c.cfg.Phase == protocol.PhaseFinish
+	verify := c.cfg.Phase == protocol.PhaseVerify
 	m := &protocol.EntryMsg{Mode: mode(e.Mode), IsDir: e.IsDir, Line: e.Line}
 	if e.Type == controlfile.TypeBad {
 		if finish {
@@ -303,7 +310,7 @@ func (c *Cutter) entry(e controlfile.Entry) (*protocol.EntryMsg, string) {
 		return reject(m, e.Err, e)
 	}
 	var op engine.Op
-	switch c.cfg.Phase {
+	switch c.file.Phase {
 	case protocol.PhaseDelete:
 		op = engine.OpUnlink
 		if e.Type == controlfile.TypeDir {
@@ -329,8 +336,12 @@ func (c *Cutter) entry(e controlfile.Entry) (*protocol.EntryMsg, string) {
 			}
 		}
 	}
+	if verify {
+		// What a line asks a copy for says nothing about how much of it is compared.
+		op, m.Mode = verifying(op), ""
+	}
 	m.Op = uint32(op)
-	if c.cfg.Meta != nil && c.cfg.Phase != protocol.PhaseDelete && c.cfg.Phase != protocol.PhaseDir {
+	if c.cfg.Meta != nil && c.file.Phase != protocol.PhaseDelete && c.file.Phase != protocol.PhaseDir {
 		rec, err := c.cfg.Meta.Lookup(e.Meta, e)
 		if err == nil {
 			err = typeAgrees(rec.Mode, e.IsDir)
@@ -367,42 +378,6 @@ func mode(s string) string {
 	return s
 }
 
-func reject(m *protocol.EntryMsg, err error, e controlfile.Entry) (*protocol.EntryMsg, string) {
-	m.Op = uint32(engine.OpRejected)
-	m.Meta = nil
-	m.Kind = uint32(fault.KindOf(err))
-	m.Reject = reason(err)
-	if e.Type == controlfile.TypeBad {
-		// The path cannot be trusted and is only shown: as it is written.
-		m.Name = []byte(e.Dir)
-		if e.Name != "" {
-			m.Name = []byte(e.Dir + "/" + e.Name)
-		}
-		return m, ""
-	}
-	dir, name := split(e.Path)
-	m.Name = []byte(name)
-	return m, dir
-}
-
-// reason is the cause of err without the file and line that a failure names anyway.
-func reason(err error) string {
-	for {
-		e, ok := errors.AsType[*fault.Error](err)
-		if !ok || e.Err == nil {
-			return err.Error()
-		}
-		if _, deeper := errors.AsType[*fault.Error](e.Err); !deeper {
-			text := e.Err.Error()
-			if e.Hint != "" {
-				text += " (" + e.Hint + ")"
-			}
-			return text
-		}
-		err = e.Err
-	}
-}
-
 func split(p string) (dir, name string) {
 	if p == "" {
 		return "", ""
@@ -419,9 +394,9 @@ func (u *unit) add(m *protocol.EntryMsg, dir string) {
 	u.dirs = append(u.dirs, dir)
 	u.size += sizeOf(proto.Size(m) + maxNumbers)
 	switch op := engine.Op(m.Op); {
-	case op == engine.OpCopy:
+	case op == engine.OpCopy, op == engine.OpVerify:
 		u.data += Bytes(m)
-	case op == engine.OpLink && !u.led:
+	case isLink(m) && !u.led:
 		// A group's data counts once, by its leader; where the group goes on,
 		// with the shard that copies it.
 		u.led = true

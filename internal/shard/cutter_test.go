@@ -62,9 +62,9 @@ const wide = 1 << 30
 var noLimits = protocol.Limits{Version: 1, Entries: wide, RawBytes: wide, DataBytes: 1 << 60}
 
 // cut cuts the rest of a file from pos.
-func cut(t fataler, cfg shard.Config, path string, pos *shard.Position, n uint64) []*shard.Cut {
+func cut(t fataler, k kind, cfg shard.Config, path string, pos *shard.Position, n uint64) []*shard.Cut {
 	t.Helper()
-	c, err := shard.New(cfg, shard.File{Index: 5, Path: path}, pos, n)
+	c, err := shard.New(cfg, shard.File{Index: 5, Path: path, Phase: k.files}, pos, n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func describe(s *protocol.ShardMsg, e *protocol.EntryMsg, l line) string {
 	got := line{op: engine.Op(e.GetOp()), isDir: e.GetIsDir()}
 	if got.op != engine.OpRejected {
 		got.path, got.mode, got.meta = string(protocol.EntryPath(s, e)), e.GetMode(), e.GetMeta().GetInode()
-		got.data = l.data // held against the shard's sum
+		got.data, got.size = l.data, l.size // held against the shard's sum
 	}
 	l.group = 0
 	if l.op == engine.OpRejected {
@@ -112,7 +112,7 @@ func own(s *protocol.ShardMsg) []*protocol.EntryMsg {
 func forEachKind(t *testing.T, check func(t *rapid.T, f *fixture, k kind)) {
 	t.Helper()
 	for _, k := range kinds {
-		t.Run(k.phase.String(), func(t *testing.T) {
+		t.Run(k.String(), func(t *testing.T) {
 			t.Parallel()
 			f := setup(t)
 			rapid.Check(t, func(t *rapid.T) { check(t, f, k) })
@@ -129,7 +129,7 @@ func TestShardsAreTotalAndDisjoint(t *testing.T) {
 		cfg := f.config(k, anyLimits.Draw(t, "limits"), rapid.IntRange(1, 6).Draw(t, "cap"))
 		first := rapid.Uint64Range(0, 1000).Draw(t, "first")
 		before := uint64(0)
-		for i, x := range cut(t, cfg, k.write(t, f.dir, blocks), nil, first) {
+		for i, x := range cut(t, k, cfg, k.write(t, f.dir, blocks), nil, first) {
 			s := x.Msg
 			if s.GetJob() != "j" || protocol.Phase(s.GetPhase()) != k.phase || s.GetN() != first+uint64(i) || s.GetFile() != 5 || !proto.Equal(s.GetOptions(), cfg.Options) {
 				t.Fatalf("shard %d is of %s %d %d %d %v", i, s.GetJob(), s.GetPhase(), s.GetN(), s.GetFile(), s.GetOptions())
@@ -155,7 +155,7 @@ func TestShardsAreTotalAndDisjoint(t *testing.T) {
 				if rejected && fault.Kind(e.GetKind()) != fault.Corrupt {
 					t.Fatalf("rejected with the kind %v: %v", fault.Kind(e.GetKind()), e)
 				}
-				if (k.phase == protocol.PhaseDelete || rejected) != (e.GetMeta() == nil) {
+				if (k.files == protocol.PhaseDelete || rejected) != (e.GetMeta() == nil) {
 					t.Fatalf("metadata of %v", e)
 				}
 			}
@@ -182,7 +182,7 @@ func TestShardsAreTheSameFromEveryPosition(t *testing.T) {
 		path := k.write(t, f.dir, k.blocks(t, f.recs))
 		cfg := f.config(k, anyLimits.Draw(t, "limits"), rapid.IntRange(1, 6).Draw(t, "cap"))
 		const first = 10
-		all := cut(t, cfg, path, nil, first)
+		all := cut(t, k, cfg, path, nil, first)
 		same := func(from int, got []*shard.Cut) {
 			if len(got) != len(all)-from {
 				t.Fatalf("%d shards from %d on, %d before", len(got), from, len(all)-from)
@@ -196,13 +196,13 @@ func TestShardsAreTheSameFromEveryPosition(t *testing.T) {
 				}
 			}
 		}
-		same(0, cut(t, cfg, path, nil, first))
+		same(0, cut(t, k, cfg, path, nil, first))
 		for i := range all {
 			var pos shard.Position
 			if err := json.Unmarshal([]byte(encode(t, all[i].After)), &pos); err != nil {
 				t.Fatal(err)
 			}
-			same(i+1, cut(t, cfg, path, &pos, first+uint64(i)+1))
+			same(i+1, cut(t, k, cfg, path, &pos, first+uint64(i)+1))
 		}
 	})
 }
@@ -221,7 +221,7 @@ func encode(t fataler, v any) string {
 func units(s *protocol.ShardMsg) int {
 	groups, n := map[uint64]bool{}, 0
 	for _, e := range s.GetEntries() {
-		if e.GetGroup() == 0 || protocol.Phase(s.GetPhase()) != protocol.PhaseHardlink {
+		if e.GetGroup() == 0 {
 			n++
 			continue
 		}
@@ -235,7 +235,7 @@ func TestLimitsAreRespected(t *testing.T) {
 	t.Parallel()
 	forEachKind(t, func(t *rapid.T, f *fixture, k kind) {
 		blocks := k.blocks(t, f.recs)
-		if k.phase == protocol.PhaseHardlink {
+		if k.files == protocol.PhaseHardlink {
 			// A unit may also have lines that cannot be read; the test cannot tell
 			// them from others.
 			blocks = slices.DeleteFunc(blocks, func(b block) bool {
@@ -243,7 +243,7 @@ func TestLimitsAreRespected(t *testing.T) {
 			})
 		}
 		cfg := f.config(k, anyLimits.Draw(t, "limits"), rapid.IntRange(1, 6).Draw(t, "cap"))
-		for _, x := range cut(t, cfg, k.write(t, f.dir, blocks), nil, 0) {
+		for _, x := range cut(t, k, cfg, k.write(t, f.dir, blocks), nil, 0) {
 			if units(x.Msg) == 1 {
 				continue
 			}
@@ -261,15 +261,16 @@ func TestDataIsCountedOnce(t *testing.T) {
 		blocks := k.blocks(t, f.recs)
 		want, seen := uint64(0), map[int]bool{}
 		for _, l := range k.want(blocks) {
-			if l.op == engine.OpLink && seen[l.group] {
+			link := l.op == engine.OpLink || l.op == engine.OpVerifyLink
+			if link && seen[l.group] {
 				continue
 			}
-			seen[l.group] = seen[l.group] || l.op == engine.OpLink
+			seen[l.group] = seen[l.group] || link
 			want += l.data
 		}
 		cfg := f.config(k, anyLimits.Draw(t, "limits"), rapid.IntRange(1, 6).Draw(t, "cap"))
 		got := uint64(0)
-		for _, x := range cut(t, cfg, k.write(t, f.dir, blocks), nil, 0) {
+		for _, x := range cut(t, k, cfg, k.write(t, f.dir, blocks), nil, 0) {
 			got += x.Msg.GetDataBytes()
 		}
 		if got != want {
@@ -282,7 +283,7 @@ func TestWithoutLimitsThereIsOneShard(t *testing.T) {
 	t.Parallel()
 	forEachKind(t, func(t *rapid.T, f *fixture, k kind) {
 		blocks := k.blocks(t, f.recs)
-		got := cut(t, f.config(k, noLimits, 0), k.write(t, f.dir, blocks), nil, 0)
+		got := cut(t, k, f.config(k, noLimits, 0), k.write(t, f.dir, blocks), nil, 0)
 		if want := min(len(k.want(blocks)), 1); len(got) != want {
 			t.Fatalf("%d shards, want %d", len(got), want)
 		}
@@ -296,12 +297,12 @@ func TestHardLinkGroupsAreWholeUpToTheCap(t *testing.T) {
 	t.Parallel()
 	f := setup(t)
 	rapid.Check(t, func(t *rapid.T) {
-		k := kinds[3]
+		k := rapid.SampledFrom([]kind{kinds[3], kinds[6]}).Draw(t, "kind")
 		blocks := k.blocks(t, f.recs)
 		want := k.want(blocks)
 		limit := rapid.IntRange(1, 6).Draw(t, "cap")
 		const first = 100
-		cuts := cut(t, f.config(k, anyLimits.Draw(t, "limits"), limit), k.write(t, f.dir, blocks), nil, first)
+		cuts := cut(t, k, f.config(k, anyLimits.Draw(t, "limits"), limit), k.write(t, f.dir, blocks), nil, first)
 
 		type place struct{ n, group uint64 }
 		places := map[int]map[place]bool{} // of a group of the file
@@ -376,7 +377,7 @@ func TestTheOrderOfDirectoriesAndFilesIsIrrelevant(t *testing.T) {
 		blocks := k.blocks(t, f.recs)
 		set := func(blocks []block, l protocol.Limits) map[string]int {
 			out := map[string]int{}
-			for _, x := range cut(t, f.config(k, l, 0), k.write(t, f.dir, blocks), nil, 0) {
+			for _, x := range cut(t, k, f.config(k, l, 0), k.write(t, f.dir, blocks), nil, 0) {
 				for _, e := range own(x.Msg) {
 					e := proto.CloneOf(e)
 					key := string(protocol.EntryPath(x.Msg, e))

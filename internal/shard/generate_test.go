@@ -23,7 +23,8 @@ type line struct {
 	op    engine.Op
 	path  string // of entries that are not rejected
 	isDir bool
-	data  uint64 // bytes of its regular file
+	data  uint64 // bytes of its regular file that are to be copied
+	size  uint64 // bytes of its regular file
 	mode  string
 	meta  uint64 // inode of its record, 0 = none
 	group int    // hard-link group in its file, from 1
@@ -177,7 +178,7 @@ func (r *records) copyFile(t *rapid.T, text *strings.Builder, dir string) line {
 		return line{op: engine.OpRejected}
 	}
 	fmt.Fprintf(text, "f,%s,%d,%s,0,%d,120,0\n", mode, commas(name), name, f.ref.Offset)
-	return line{op: engine.OpCopy, path: pathOf(dir, name), data: data(f, mode), mode: shown(mode), meta: f.ino}
+	return line{op: engine.OpCopy, path: pathOf(dir, name), data: data(f, mode), size: data(f, ""), mode: shown(mode), meta: f.ino}
 }
 
 func (r *records) deleteBlock(t *rapid.T) block {
@@ -252,7 +253,7 @@ func (r *records) groupBlock(t *rapid.T) block {
 	}
 	for i := range n {
 		dir := anyDir.Draw(t, "dir")
-		l := line{op: engine.OpLink, path: pathOf(dir, name), data: data(f, ""), meta: f.ino, group: group}
+		l := line{op: engine.OpLink, path: pathOf(dir, name), data: data(f, ""), size: data(f, ""), meta: f.ino, group: group}
 		switch k := weights.Draw(t, "member kind"); {
 		case k == 0 || (i < badUpTo && k < 5):
 			text.WriteString("f,oops\n")
@@ -275,16 +276,27 @@ func (r *records) groupBlock(t *rapid.T) block {
 // kind is a phase with how its control files are made.
 type kind struct {
 	phase protocol.Phase
+	files protocol.Phase // whose control files
 	meta  bool
 	block func(*records, *rapid.T) block
 }
 
+func (k kind) String() string {
+	if k.phase == k.files {
+		return k.phase.String()
+	}
+	return k.phase.String() + " of " + k.files.String()
+}
+
 var kinds = []kind{
-	{protocol.PhaseCopy, true, (*records).copyBlock},
-	{protocol.PhaseFinish, true, (*records).copyBlock},
-	{protocol.PhaseDelete, false, (*records).deleteBlock},
-	{protocol.PhaseHardlink, true, (*records).groupBlock},
-	{protocol.PhaseDir, false, (*records).timesBlock},
+	{protocol.PhaseCopy, protocol.PhaseCopy, true, (*records).copyBlock},
+	{protocol.PhaseFinish, protocol.PhaseCopy, true, (*records).copyBlock},
+	{protocol.PhaseDelete, protocol.PhaseDelete, false, (*records).deleteBlock},
+	{protocol.PhaseHardlink, protocol.PhaseHardlink, true, (*records).groupBlock},
+	{protocol.PhaseDir, protocol.PhaseDir, false, (*records).timesBlock},
+	{protocol.PhaseVerify, protocol.PhaseCopy, true, (*records).copyBlock},
+	{protocol.PhaseVerify, protocol.PhaseHardlink, true, (*records).groupBlock},
+	{protocol.PhaseVerify, protocol.PhaseDir, true, (*records).timesBlock},
 }
 
 func (k kind) blocks(t *rapid.T, r *records) []block {
@@ -303,13 +315,29 @@ func (k kind) blocks(t *rapid.T, r *records) []block {
 func (k kind) want(blocks []block) []line {
 	var out []line
 	for _, b := range blocks {
-		if k.phase == protocol.PhaseFinish {
+		switch k.phase {
+		case protocol.PhaseFinish:
 			out = append(out, b.finish...)
-		} else {
+		case protocol.PhaseVerify:
+			for _, l := range b.lines {
+				out = append(out, compared(l))
+			}
+		default:
 			out = append(out, b.lines...)
 		}
 	}
 	return out
+}
+
+// compared is what verifying makes of the line that a job executes as l: it reads
+// all data, that of lines for metadata only as well.
+func compared(l line) line {
+	if op, ok := map[engine.Op]engine.Op{
+		engine.OpCopy: engine.OpVerify, engine.OpMkdir: engine.OpVerifyDir, engine.OpLink: engine.OpVerifyLink, engine.OpTouch: engine.OpVerifyTimes,
+	}[l.op]; ok {
+		l.op, l.mode, l.data = op, "", l.size
+	}
+	return l
 }
 
 const common = "Timestamp:2026-Nov-23 10:28:19\nTaskId:t\n"
@@ -334,7 +362,7 @@ type fataler interface {
 func (k kind) write(t fataler, dir string, blocks []block) string {
 	t.Helper()
 	var text strings.Builder
-	text.WriteString(headers[k.phase.FilesOf()])
+	text.WriteString(headers[k.files])
 	for _, b := range blocks {
 		text.WriteString(b.text)
 	}

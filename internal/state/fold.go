@@ -79,6 +79,12 @@ func addCounts(s *protocol.Stats, kind protocol.Phase, c *protocol.CountsMsg, ha
 		s.BytesCopied += c.GetBytesCopied()
 		s.FilesCopied += c.GetLinks() // a link is a file of its control file, as its leader is
 	}
+	s.DirsVerified += c.GetDirsVerified()
+	s.FilesVerified += c.GetFilesVerified()
+	s.BytesVerified += c.GetBytesVerified()
+	s.DirsDiffer += c.GetDirsDiffer()
+	s.FilesDiffer += c.GetFilesDiffer()
+	s.Extra += c.GetExtra()
 	s.Links += c.GetLinks()
 	s.Skipped += c.GetSkipped()
 	s.ChangedWhileRead += c.GetChangedWhileRead()

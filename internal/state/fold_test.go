@@ -35,9 +35,11 @@ func TestWhatAPhaseAddsToTheFigures(t *testing.T) {
 	c := &protocol.CountsMsg{
 		DirsCopied: 1, FilesCopied: 2, BytesCopied: 3, DirsFailed: 10, FilesFailed: 20, Deleted: 100, Links: 200, Skipped: 300,
 		ChangedWhileRead: 400, ChangedSinceScan: 500, DirsFinished: 600, DirsTouched: 700, HoleBytes: 800, ReflinkBytes: 900, DirsDeleted: 40,
+		DirsVerified: 1000, FilesVerified: 2000, BytesVerified: 3000, DirsDiffer: 4000, FilesDiffer: 5000, Extra: 6000,
 	}
 	// What every phase adds.
-	always := protocol.Stats{Links: 200, Skipped: 300, ChangedWhileRead: 400, ChangedSinceScan: 500, HoleBytes: 800, ReflinkBytes: 900}
+	always := protocol.Stats{Links: 200, Skipped: 300, ChangedWhileRead: 400, ChangedSinceScan: 500, HoleBytes: 800, ReflinkBytes: 900,
+		DirsVerified: 1000, FilesVerified: 2000, BytesVerified: 3000, DirsDiffer: 4000, FilesDiffer: 5000, Extra: 6000}
 	for _, row := range []struct {
 		phase   protocol.Phase
 		hasCopy bool
@@ -54,6 +56,9 @@ func TestWhatAPhaseAddsToTheFigures(t *testing.T) {
 		}},
 		{protocol.PhaseDelete, false, func(s *protocol.Stats) {
 			s.Deleted, s.DirsDeleted, s.DeletesFailed, s.DirDeletesFailed = 100, 40, 30, 10
+		}},
+		{protocol.PhaseVerify, true, func(s *protocol.Stats) {
+			s.DirsCopied, s.FilesCopied, s.BytesCopied, s.DirsFailed, s.FilesFailed = 1, 2+200, 3, 10, 20
 		}},
 		{protocol.PhaseFinish, true, func(s *protocol.Stats) { s.DirMetaFailed = 10 }},
 		{protocol.PhaseDir, true, func(s *protocol.Stats) { s.DirMetaFailed = 10 }},
@@ -86,6 +91,7 @@ func results() *rapid.Generator[*protocol.ResultMsg] {
 			Counts: &protocol.CountsMsg{
 				DirsCopied: small.Draw(t, "dirs"), FilesCopied: small.Draw(t, "files"), BytesCopied: small.Draw(t, "bytes"), DirsFailed: small.Draw(t, "df"),
 				FilesFailed: small.Draw(t, "ff"), Deleted: small.Draw(t, "deleted"), Links: small.Draw(t, "links"), DirsTouched: small.Draw(t, "touched"),
+				FilesVerified: small.Draw(t, "verified"), FilesDiffer: small.Draw(t, "differ"), Extra: small.Draw(t, "extra"),
 			},
 		}
 		for range rapid.IntRange(0, 2).Draw(t, "warnings") {

@@ -166,6 +166,8 @@ func results(a *attempt) answer {
 			DirsCopied: c.DirsCopied, FilesCopied: c.FilesCopied, BytesCopied: c.BytesCopied,
 			DirsFailed: c.DirsFailed, FilesFailed: c.FilesFailed, Deleted: c.Deleted, DirsDeleted: c.DirsDeleted, Links: c.Links, Skipped: c.Skipped,
 			ChangedWhileRead: c.ChangedWhileRead, ChangedSinceScan: c.ChangedSinceScan,
+			DirsVerified: c.DirsVerified, FilesVerified: c.FilesVerified, BytesVerified: c.BytesVerified,
+			DirsDiffer: c.DirsDiffer, FilesDiffer: c.FilesDiffer, Extra: c.Extra,
 			DirsFinished: c.DirsFinished, DirsTouched: c.DirsTouched, HoleBytes: c.HoleBytes, ReflinkBytes: c.ReflinkBytes,
 		},
 	}

@@ -57,7 +57,7 @@ func (w *Worker) openJob(ctx context.Context, id protocol.JobID, o *protocol.Opt
 	eng, err := w.cfg.Engine.OpenJob(engine.JobSpec{
 		ID: string(id), Source: o.GetSource(), Destination: o.GetDestination(), Trim: o.GetTrim(), WriteMeta: o.GetWriteMeta(),
 		Restore: o.GetRestore(), Replace: engine.Replace(o.GetReplace()), SkipVanished: o.GetSkipVanished(), DeleteUnchecked: o.GetDeleteUnchecked(), CheckContents: o.GetCheckContents(),
-		Sync: engine.Sync(o.GetSync()), CreateDest: true, Threads: int(o.GetThreads()), Memory: max(o.GetMemory(), 0),
+		Sync: engine.Sync(o.GetSync()), Verify: engine.Verify(o.GetVerify()), ReadOnly: o.GetReadOnly(), CreateDest: true, Threads: int(o.GetThreads()), Memory: max(o.GetMemory(), 0),
 	})
 	if err != nil {
 		return nil, err
@@ -102,7 +102,8 @@ func Within(root, p string) bool {
 // saw: the mark that it left in the destination root, and the same source root.
 func (w *Worker) prove(ctx context.Context, id protocol.JobID, eng *engine.Job) (string, error) {
 	src, dst := eng.Roots()
-	claim := protocol.RootsClaim{Job: id, Worker: w.cfg.Name, SourceInode: src.Inode, SourceFS: strconv.FormatUint(src.FSType, 16)}
+	claim := protocol.RootsClaim{Job: id, Worker: w.cfg.Name, SourceInode: src.Inode, SourceFS: strconv.FormatUint(src.FSType, 16),
+		DestInode: dst.Inode, DestFS: strconv.FormatUint(dst.FSType, 16)}
 	for {
 		reply, err := w.claim(ctx, claim)
 		if err != nil {
@@ -126,6 +127,9 @@ func (w *Worker) prove(ctx context.Context, id protocol.JobID, eng *engine.Job) 
 		if reply.SourceInode != claim.SourceInode || reply.SourceFS != claim.SourceFS {
 			return "", &fault.Error{Kind: fault.Unavailable, Op: "prove source root", Path: src.Path, Err: fmt.Errorf("inode %d on file system %s is not the job's, inode %d on %s", claim.SourceInode, claim.SourceFS, reply.SourceInode, reply.SourceFS), Hint: "is the source mounted on worker " + w.cfg.Name + "?"}
 		}
+		if reply.ReadOnly {
+			return "", sameDestination(claim, reply, dst.Path)
+		}
 		has, err := eng.HasNonce(reply.Nonce)
 		if err != nil {
 			return "", err
@@ -135,6 +139,15 @@ func (w *Worker) prove(ctx context.Context, id protocol.JobID, eng *engine.Job) 
 		}
 		return reply.Nonce, nil
 	}
+}
+
+// sameDestination is the proof where nothing may be left in the destination: the
+// root's inode and type of file system are those that the first worker saw.
+func sameDestination(is protocol.RootsClaim, want protocol.RootsReply, path string) error {
+	if is.DestInode == want.DestInode && is.DestFS == want.DestFS {
+		return nil
+	}
+	return &fault.Error{Kind: fault.Unavailable, Op: "prove destination root", Path: path, Err: fmt.Errorf("inode %d on file system %s is not the job's, inode %d on %s", is.DestInode, is.DestFS, want.DestInode, want.DestFS), Hint: "is the destination mounted on worker " + is.Worker + "?"}
 }
 
 // errNoMark says that this worker does not see what the job's first one left.

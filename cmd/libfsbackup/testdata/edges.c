@@ -103,6 +103,8 @@ static void bad_arguments(const char *src, const char *dst, const char *meta, co
     REFUSED(fsbackup_set_option(b, "nonsense", "1"), "no option");
     REFUSED(fsbackup_set_option(b, "fail_fast", "yes"), "0 or 1");
     REFUSED(fsbackup_set_option(b, "replace", "sometimes"), "replace");
+    REFUSED(fsbackup_set_option(b, "verify", "md5"), "none, checksum");
+    CHECK(fsbackup_set_option(b, "verify", "checksum") == 0 && fsbackup_set_option(b, "verify", "none") == 0);
     REFUSED(fsbackup_set_option(b, "priority", "5"), "-4 to 4");
     CHECK(fsbackup_set_option(b, "replace", "if-older") == 0);
     REFUSED(Start(b), "no control file"); /* Start without Enqueue */

@@ -152,17 +152,94 @@ func encodeACL(entries []aclEntry) ([]byte, error) {
 	if count[aclMask] == 0 && count[aclUser]+count[aclGroup] > 0 {
 		entries = append(entries, aclEntry{tag: aclMask, perm: union, id: aclNoID})
 	}
-	slices.SortStableFunc(entries, func(a, b aclEntry) int {
-		return cmp.Or(cmp.Compare(a.tag, b.tag), cmp.Compare(a.id, b.id))
-	})
-	out := binary.LittleEndian.AppendUint32(make([]byte, 0, 4+aclEntryLen*len(entries)), aclVersion)
+	sortACL(entries)
 	for i, e := range entries {
 		if i > 0 && e.tag == entries[i-1].tag && e.id == entries[i-1].id {
 			return nil, fmt.Errorf("ACL has two entries for id %d", e.id)
 		}
+	}
+	return appendACL(entries), nil
+}
+
+func sortACL(entries []aclEntry) {
+	slices.SortStableFunc(entries, func(a, b aclEntry) int {
+		return cmp.Or(cmp.Compare(a.tag, b.tag), cmp.Compare(a.id, b.id))
+	})
+}
+
+func appendACL(entries []aclEntry) []byte {
+	out := binary.LittleEndian.AppendUint32(make([]byte, 0, 4+aclEntryLen*len(entries)), aclVersion)
+	for _, e := range entries {
 		out = binary.LittleEndian.AppendUint16(out, e.tag)
 		out = binary.LittleEndian.AppendUint16(out, e.perm)
 		out = binary.LittleEndian.AppendUint32(out, e.id)
 	}
-	return out, nil
+	return out
+}
+
+// FormatACL renders the kernel's form of an ACL as ParseACL reads it, on one line.
+func FormatACL(acl []byte) string {
+	names := map[uint16]string{aclUserObj: "u:", aclUser: "u:", aclGroupObj: "g:", aclGroup: "g:", aclMask: "m:", aclOther: "o:"}
+	var b strings.Builder
+	for i, e := range decodeACL(acl) {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(names[e.tag])
+		if e.tag == aclUser || e.tag == aclGroup {
+			b.WriteString(strconv.FormatUint(uint64(e.id), 10))
+		}
+		b.WriteByte(':')
+		for k, c := range "rwx" {
+			if e.perm&(4>>k) == 0 {
+				c = '-'
+			}
+			b.WriteRune(c)
+		}
+	}
+	return b.String()
+}
+
+// decodeACL is the inverse of encodeACL; of what is no ACL it gives what it can.
+func decodeACL(acl []byte) []aclEntry {
+	var out []aclEntry
+	for i := 4; i+aclEntryLen <= len(acl); i += aclEntryLen {
+		out = append(out, aclEntry{
+			tag: binary.LittleEndian.Uint16(acl[i:]), perm: binary.LittleEndian.Uint16(acl[i+2:]), id: binary.LittleEndian.Uint32(acl[i+4:]),
+		})
+	}
+	return out
+}
+
+// EffectiveACL returns an access ACL as an object has it that was given the ACL
+// and then the mode: owner, others and the mask, or without one the group, are
+// the mode's. One that says no more than a mode is none: nil.
+func EffectiveACL(acl []byte, mode uint32) []byte {
+	entries := decodeACL(acl)
+	group := uint16(aclGroupObj)
+	if slices.ContainsFunc(entries, func(e aclEntry) bool { return e.tag == aclMask }) {
+		group = aclMask
+	} else if !slices.ContainsFunc(entries, func(e aclEntry) bool { return e.tag == aclUser || e.tag == aclGroup }) {
+		return nil
+	}
+	for i := range entries {
+		switch entries[i].tag {
+		case aclUserObj:
+			entries[i].perm = uint16(mode >> 6 & 7)
+		case group:
+			entries[i].perm = uint16(mode >> 3 & 7)
+		case aclOther:
+			entries[i].perm = uint16(mode & 7)
+		}
+	}
+	return appendACL(entries)
+}
+
+// SameACL reports whether two ACLs give the same rights; their entries may be in
+// another order.
+func SameACL(a, b []byte) bool {
+	x, y := decodeACL(a), decodeACL(b)
+	sortACL(x)
+	sortACL(y)
+	return slices.Equal(x, y)
 }

@@ -1,10 +1,10 @@
 package fsys
 
 import (
-	"bytes"
 	"errors"
 	"io"
 
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,6 +46,11 @@ type Copier struct {
 	Writeback bool         // start write-back early: for data that will be synced
 	Check     func() error // asked every 8 MiB; its error is returned as it is
 
+	// Hash is given what the source holds, zeros for its holes; nil = none. The
+	// bytes then pass through Buf instead of copy_file_range; of a clone they
+	// are read for it alone.
+	Hash *xxh3.Hasher
+
 	// Results.
 	Holes, Cloned     uint64 // bytes not written, bytes shared
 	NoClone, NoRange  bool   // the method is not possible between these files
@@ -61,6 +66,9 @@ func (c *Copier) Copy(dst, src int, size int64, sparse bool) error {
 	}
 	if size >= bigFile && c.Clone {
 		done, err := c.clone(dst, src, size)
+		if done && c.Hash != nil {
+			return sum(c.Hash, src, size, sparse, c.Buf, c.Check)
+		}
 		if done || err != nil {
 			return err
 		}
@@ -69,6 +77,15 @@ func (c *Copier) Copy(dst, src int, size int64, sparse bool) error {
 		return c.copySparse(dst, src, size)
 	}
 	return c.copyRange(dst, src, 0, size)
+}
+
+// hole leaves n bytes out of the copy.
+func (c *Copier) hole(n int64) error {
+	c.Holes += uint64(n)
+	if c.Hash == nil {
+		return nil
+	}
+	return hashZeros(c.Hash, n, c.Check)
 }
 
 func (c *Copier) clone(dst, src int, size int64) (bool, error) {
@@ -99,20 +116,26 @@ func (c *Copier) copySparse(dst, src int, size int64) error {
 		data, err := seek(src, off, unix.SEEK_DATA)
 		switch {
 		case Errno(err) == unix.ENXIO:
-			c.Holes += uint64(size - off)
+			if err := c.hole(size - off); err != nil {
+				return err
+			}
 			return c.truncate(dst, size)
 		case err != nil: // the file system can't say
 			return c.copyRange(dst, src, off, size)
 		}
 		if data >= size {
-			c.Holes += uint64(size - off)
-			break
+			if err := c.hole(size - off); err != nil {
+				return err
+			}
+			return c.truncate(dst, size)
 		}
 		end, err := seek(src, data, unix.SEEK_HOLE)
 		if err != nil || end > size {
 			end = size
 		}
-		c.Holes += uint64(data - off)
+		if err := c.hole(data - off); err != nil {
+			return err
+		}
 		if err := c.copyRange(dst, src, data, end); err != nil {
 			return err
 		}
@@ -130,7 +153,7 @@ func (c *Copier) truncate(dst int, size int64) error {
 
 // copyRange copies [off, end).
 func (c *Copier) copyRange(dst, src int, off, end int64) error {
-	if end-off >= bigFile && c.Range {
+	if end-off >= bigFile && c.Range && c.Hash == nil {
 		var err error
 		if off, err = c.kernelCopy(dst, src, off, end); err != nil || off == end {
 			return err
@@ -144,6 +167,9 @@ func (c *Copier) copyRange(dst, src int, off, end int64) error {
 		}
 		if n == 0 {
 			return ErrShort
+		}
+		if c.Hash != nil {
+			_, _ = c.Hash.Write(buf[:n]) // it has no errors
 		}
 		if err := pwrite(dst, buf[:n], off); err != nil {
 			return &DataError{Write: true, Err: err}
@@ -247,42 +273,11 @@ func pwrite(fd int, buf []byte, off int64) error {
 	return nil
 }
 
-// SameData reports whether two regular files hold the same bytes up to size.
-// With sparse set, what is a hole in both is not read. The buffer is the only
-// memory used; check is asked every 8 MiB. A file that ends early is different.
+// SameData reports whether two regular files hold the same bytes up to size, as
+// FirstDifference does. A file that ends early is different.
 func SameData(a, b int, size int64, sparse bool, buf []byte, check func() error) (bool, error) {
-	half := len(buf) / 2
-	asked := int64(0)
-	for off := int64(0); off < size; {
-		if sparse {
-			off = min(nextData(a, off, size), nextData(b, off, size))
-		}
-		n := min(int64(half), size-off)
-		for _, side := range []struct {
-			fd  int
-			buf []byte
-			dst bool
-		}{{a, buf[:n], false}, {b, buf[half : half+int(n)], true}} {
-			got, err := readFull(side.fd, side.buf, off)
-			if err != nil {
-				return false, &DataError{Write: side.dst, Err: err}
-			}
-			if got < len(side.buf) {
-				return false, nil
-			}
-		}
-		if !bytes.Equal(buf[:n], buf[half:half+int(n)]) {
-			return false, nil
-		}
-		off += n
-		if off-asked >= window {
-			asked = off
-			if err := check(); err != nil {
-				return false, err
-			}
-		}
-	}
-	return true, nil
+	_, same, err := FirstDifference(a, b, size, sparse, buf, check)
+	return same, err
 }
 
 // nextData returns where the next data of a file is, off where the file system
