@@ -21,14 +21,20 @@ type Layout struct {
 	LeaseTTL time.Duration // of keys in the lease bucket
 }
 
+// ShardBytes is the bound of the shard stream.
+func (l Layout) ShardBytes() int64 {
+	if l.MaxBytes == 0 {
+		return 256 << 20
+	}
+	return l.MaxBytes
+}
+
 // EnsureLayout makes the streams and buckets, or brings existing ones up to date.
 func (b *Bus) EnsureLayout(ctx context.Context, l Layout) error {
 	if l.Replicas == 0 {
 		l.Replicas = 1
 	}
-	if l.MaxBytes == 0 {
-		l.MaxBytes = 256 << 20
-	}
+	l.MaxBytes = l.ShardBytes()
 	storage := jetstream.FileStorage
 	if l.Memory {
 		storage = jetstream.MemoryStorage

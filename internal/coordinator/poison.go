@@ -78,6 +78,9 @@ func (c *Coordinator) giveUp(ctx context.Context, o state.Open) error {
 	res, fails := protocol.FailWhole(shard, reason)
 	res.Sequence, res.Delivery, res.Worker = m.Sequence, last.Delivery, c.cfg.Name
 	fails.Sequence, fails.Delivery, fails.Worker = res.Sequence, res.Delivery, res.Worker
+	if !c.leads() {
+		return nil // its shard is the next leader's to judge
+	}
 	if err := c.publishFailed(ctx, res, fails); err != nil {
 		return err
 	}

@@ -230,14 +230,24 @@ func (c *Coordinator) showFiles(job protocol.JobID, recs []protocol.FileRecord, 
 	})
 }
 
-// ready returns an error unless this coordinator leads.
+// ready returns an error unless this coordinator leads and has recovered.
 func (c *Coordinator) ready() error {
+	recovered := false
 	select {
 	case <-c.led:
-		return nil
+		recovered = true
 	default:
-		return fault.New(fault.Transient, "coordinator %s does not lead yet", c.cfg.Name)
 	}
+	name := c.leader.Load()
+	switch {
+	case c.leads() && recovered:
+		return nil
+	case c.leads():
+		return fault.New(fault.Transient, "coordinator %s is about to lead, it still reads what is stored", c.cfg.Name)
+	case recovered || name == nil || *name == "":
+		return fault.New(fault.Transient, "coordinator %s is not leader, and nobody is known to be", c.cfg.Name)
+	}
+	return fault.New(fault.Transient, "coordinator %s is not leader, %s is", c.cfg.Name, *name)
 }
 
 // Cancel stops a job: queued shards are removed, running ones abandoned.
@@ -298,6 +308,9 @@ func (c *Coordinator) erase(ctx context.Context, id protocol.JobID, record bool)
 		}
 	}
 	c.dropCheckpoint(ctx, id)
+	if err := c.dropMarks(ctx, id); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(c.dir(id)); err != nil {
 		return fmt.Errorf("remove the files of job %s: %w", id, err)
 	}
