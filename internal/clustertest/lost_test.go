@@ -33,19 +33,34 @@ func (c *Cluster) haunt(t *testing.T, slots int) *ghost {
 	if g.pool, err = g.b.Pool(t.Context(), protocol.ClassStandard, client.DefaultPool); err != nil {
 		t.Fatal(err)
 	}
-	g.beat(slots)
+	if err := g.beat(slots); err != nil {
+		t.Fatal(err)
+	}
 	return g
 }
 
-func (g *ghost) beat(slots int, running ...protocol.Running) {
-	g.t.Helper()
-	data, err := json.Marshal(protocol.Heartbeat{Wire: protocol.WireMajor, Worker: "ghost", Instance: "1", Pool: client.DefaultPool, Slots: slots, Allow: []string{"/"}, Running: running})
-	if err != nil {
-		g.t.Fatal(err)
+func (g *ghost) beat(slots int) error {
+	data, err := json.Marshal(protocol.Heartbeat{Wire: protocol.WireMajor, Worker: "ghost", Instance: "1", Pool: client.DefaultPool, Slots: slots, Allow: []string{"/"}})
+	if err == nil {
+		_, err = g.b.Request(g.t.Context(), protocol.SubjectHeartbeat, data)
 	}
-	if _, err := g.b.Request(g.t.Context(), protocol.SubjectHeartbeat, data); err != nil {
-		g.t.Fatal(err)
-	}
+	return err
+}
+
+// keep says again and again that the ghost is there, until the returned function
+// is called.
+func (g *ghost) keep(slots int) func() {
+	ctx, stop := contextOf(g.t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for bus.Sleep(ctx, Timing().Heartbeat) {
+			if err := g.beat(slots); err != nil {
+				g.t.Error(err)
+			}
+		}
+	}()
+	return func() { stop(); <-done }
 }
 
 // take waits for the next shard.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/fsbackup/fsbackup/internal/api"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/state"
@@ -245,14 +246,18 @@ func (c *Coordinator) ready() error {
 	case c.leads():
 		return fault.New(fault.Transient, "coordinator %s is about to lead, it still reads what is stored", c.cfg.Name)
 	case recovered || name == nil || *name == "":
-		return fault.New(fault.Transient, "coordinator %s is not leader, and nobody is known to be", c.cfg.Name)
+		return fault.New(fault.Transient, "coordinator %s is %w any more, or not yet", c.cfg.Name, api.ErrNotLeader)
 	}
-	return fault.New(fault.Transient, "coordinator %s is not leader, %s is", c.cfg.Name, *name)
+	return fault.New(fault.Transient, "coordinator %s is %w, %s is", c.cfg.Name, api.ErrNotLeader, *name)
 }
 
 // Cancel stops a job: queued shards are removed, running ones abandoned.
 func (c *Coordinator) Cancel(ctx context.Context, q protocol.JobRequest) (protocol.JobView, error) {
-	if err := c.cancelJob(ctx, q.Job, "cancelled by request", false); err != nil {
+	err := c.ready()
+	if err == nil {
+		err = c.cancelJob(ctx, q.Job, "cancelled by request", false)
+	}
+	if err != nil {
 		return protocol.JobView{}, err
 	}
 	return c.Job(ctx, q)
@@ -269,6 +274,9 @@ func (c *Coordinator) Resume(ctx context.Context, q protocol.JobRequest) (protoc
 }
 
 func (c *Coordinator) setPaused(ctx context.Context, q protocol.JobRequest, paused bool) (protocol.JobView, error) {
+	if err := c.ready(); err != nil {
+		return protocol.JobView{}, err
+	}
 	err := c.transition(ctx, q.Job, func(rec *protocol.JobRecord) error {
 		if rec.State.Final() || rec.State == protocol.StateCancelling {
 			return alreadyEnded(*rec)

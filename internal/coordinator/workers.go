@@ -14,8 +14,12 @@ import (
 // forgetAfter is how long a lost worker stays in the list, for people to see.
 const forgetAfter = 10 * time.Minute
 
-// heartbeat answers a worker's heartbeat.
+// heartbeat answers a worker's heartbeat, unless another may lead: its answer is
+// the one that counts.
 func (c *Coordinator) heartbeat(data []byte) []byte {
+	if !c.leads() {
+		return nil
+	}
 	var h protocol.Heartbeat
 	reply := protocol.HeartbeatReply{Wire: protocol.WireMajor, Leader: c.cfg.Name, Timing: c.cfg.Timing}
 	switch err := json.Unmarshal(data, &h); {
@@ -26,7 +30,9 @@ func (c *Coordinator) heartbeat(data []byte) []byte {
 	default:
 		reply.Refused = c.noteWorker(h)
 	}
-	if reply.Refused == "" {
+	// Before all jobs are known, one that is not known is no reason to stop it: the
+	// worker would take its shards out of the queue.
+	if reply.Refused == "" && c.ready() == nil {
 		reply.Cancelled = c.toStop(h)
 	}
 	out, err := json.Marshal(reply)
@@ -193,10 +199,15 @@ type rootsState struct {
 // claimRoots tells a worker what it must find in a job's roots, or to be the one
 // who leaves it there.
 func (c *Coordinator) claimRoots(ctx context.Context, data []byte) []byte {
+	if !c.leads() {
+		return nil
+	}
 	var q protocol.RootsClaim
 	var reply protocol.RootsReply
 	if err := json.Unmarshal(data, &q); err != nil {
 		reply.Error = "claim cannot be read: " + err.Error()
+	} else if c.ready() != nil {
+		reply.Wait = true
 	} else {
 		reply = c.rootsFor(ctx, q)
 	}
