@@ -19,10 +19,7 @@ func (c *Coordinator) watchPoison(ctx context.Context) {
 	now := c.now()
 	var bad []state.Open
 	c.view(func(t state.Tx) {
-		for j := range t.Jobs() {
-			if j.Record.State != protocol.StateRunning {
-				continue
-			}
+		for j := range t.JobsIn(protocol.StateRunning) {
 			for o := range t.OpenOf(j.Record.ID) {
 				died := 0
 				for _, a := range o.Attempts {

@@ -73,8 +73,8 @@ func (c *Coordinator) unheardOf() map[protocol.JobID][]state.Open {
 				busy[shardID{run.Job, run.Phase, run.N}] = true
 			}
 		}
-		for j := range t.Jobs() {
-			if j.Record.State != protocol.StateRunning || j.Record.Paused {
+		for j := range t.JobsIn(protocol.StateRunning) {
+			if j.Record.Paused {
 				continue
 			}
 			for o := range t.OpenOf(j.Record.ID) {

@@ -49,7 +49,7 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 		return err.Error()
 	}
 	now := c.now()
-	refused, joined := "", false
+	refused, joined, counts, pools := "", false, false, []string{h.Pool}
 	c.update(func(t state.Tx) {
 		w, known := t.Worker(h.Worker)
 		if known && !w.Lost && w.Beat.Instance != h.Instance && !w.Beat.Leaving {
@@ -57,6 +57,10 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 			return
 		}
 		joined = !known || w.Lost || w.Beat.Instance != h.Instance
+		counts = joined || w.Beat.Slots != h.Slots || w.Beat.Pool != h.Pool || w.Beat.Leaving != h.Leaving
+		if known {
+			pools = append(pools, w.Beat.Pool)
+		}
 		t.PutWorker(state.Worker{Name: h.Worker, Beat: h, LastSeen: now})
 	})
 	if refused == "" {
@@ -66,8 +70,16 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 		if h.Leaving {
 			c.log.Info("worker leaves", "worker", h.Worker)
 		}
-		c.countPools(h.Pool)
-		c.pokeAll()
+		// Thousands of workers report every few seconds: most have no news for
+		// anybody.
+		if counts {
+			c.countPools(pools...)
+		}
+		for _, id := range h.Seen {
+			if r := c.runner(id); r != nil {
+				r.poke() // it is being cancelled, and waits for this
+			}
+		}
 	}
 	return refused
 }
@@ -76,10 +88,8 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 func (c *Coordinator) toStop(h protocol.Heartbeat) []protocol.JobID {
 	var out []protocol.JobID
 	c.view(func(t state.Tx) {
-		for j := range t.Jobs() {
-			if j.Record.State == protocol.StateCancelling {
-				out = append(out, j.Record.ID)
-			}
+		for j := range t.JobsIn(protocol.StateCancelling) {
+			out = append(out, j.Record.ID)
 		}
 		for _, r := range h.Running {
 			if j, ok := t.Job(r.Job); (!ok || j.Record.State.Final()) && !slices.Contains(out, r.Job) {
