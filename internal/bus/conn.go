@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -39,6 +40,37 @@ type Bus struct {
 	js  jetstream.JetStream
 	log *slog.Logger
 	url string
+
+	mu   sync.Mutex    // guards lost
+	lost chan struct{} // closed when the connection is; then there is a new one
+}
+
+// errLost ends a wait for an answer that went with its connection.
+var errLost = errors.New("the connection was lost before the answer came")
+
+// connected returns a context that ends, by errLost, with the connection that
+// stands now: an answer on its way is lost with it.
+func (b *Bus) connected(ctx context.Context) (context.Context, func()) {
+	b.mu.Lock()
+	lost := b.lost
+	b.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-lost:
+			cancel(errLost)
+		case <-done:
+		}
+	}()
+	return ctx, func() { close(done); cancel(nil) }
+}
+
+func (b *Bus) noteLost() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.lost)
+	b.lost = make(chan struct{})
 }
 
 // Connect connects to NATS. Once connected it reconnects for ever.
@@ -50,6 +82,7 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	if cfg.Patience == 0 {
 		cfg.Patience = 4 * time.Second
 	}
+	b := &Bus{log: log, url: cfg.URL, lost: make(chan struct{})}
 	connected := make(chan struct{}, 1)
 	opts := []nats.Option{
 		nats.Name(cfg.Name),
@@ -68,6 +101,7 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 			}
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			b.noteLost()
 			if err != nil {
 				log.Warn("connection to NATS lost, reconnecting until it is back", "url", cfg.URL, "error", err)
 			}
@@ -107,7 +141,7 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	if err != nil {
 		return nil, unreachable(url, err)
 	}
-	b := &Bus{nc: nc, log: log, url: url}
+	b.nc, b.url = nc, url
 	if cfg.Patient && !nc.IsConnected() {
 		log.Warn("NATS cannot be reached, waiting for it", "url", url)
 		select {

@@ -62,7 +62,12 @@ func (b *Bus) PublishBatch(ctx context.Context, msgs []Message, cursor Message, 
 	last.Header["Nats-Batch-Commit"] = []string{"1"}
 	rctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	rctx, release := b.connected(rctx)
+	defer release()
 	reply, err := b.nc.RequestMsgWithContext(rctx, last)
+	if err != nil && errors.Is(context.Cause(rctx), errLost) {
+		err = errLost
+	}
 	if err != nil {
 		return 0, classify("commit batch", cursor.Subject, err)
 	}
@@ -96,7 +101,12 @@ func batchError(subject string, e *jetstream.APIError) error {
 // PublishOnce stores a message on a subject of a stream that refuses a second.
 // It reports false if the subject had one already.
 func (b *Bus) PublishOnce(ctx context.Context, m Message) (bool, error) {
-	_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
+	pctx, release := b.connected(ctx)
+	_, err := b.js.PublishMsg(pctx, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
+	if err != nil && errors.Is(context.Cause(pctx), errLost) {
+		err = errLost
+	}
+	release()
 	if err == nil {
 		return true, nil
 	}

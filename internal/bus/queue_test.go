@@ -120,3 +120,35 @@ func TestAMissingShardIsPublishedOnlyWhereThereIsNone(t *testing.T) {
 		t.Fatalf("published again at %d, %v", m.Sequence, err)
 	}
 }
+
+// An answer that was under way is lost with its connection: whoever waits for it
+// looks what was stored, and does not wait for its time to be over.
+func TestALostConnectionEndsTheWaitForAnAnswer(t *testing.T) {
+	s, err := StartServer(ServerConfig{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	b, err := Connect(t.Context(), Config{URL: s.URL(), Name: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	asked := make(chan struct{})
+	// In the place of the stream somebody takes the batch and never answers.
+	if _, err := b.Listen(protocol.CursorSubject("j"), func(string, []byte) []byte { close(asked); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	go func() {
+		_, err := b.PublishBatch(ctx, nil, cursor("a"), 0)
+		failed <- err
+	}()
+	<-asked
+	s.Stop()
+	if err := <-failed; !errors.Is(err, errLost) {
+		t.Errorf("the wait ended by %v, want by the loss of the connection", err)
+	}
+}

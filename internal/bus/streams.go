@@ -232,6 +232,8 @@ func (b *Bus) Tail(ctx context.Context, stream, filter string, from uint64, f fu
 type stopError struct{ error }
 
 func tail(ctx context.Context, c jetstream.Consumer, f func(Stored) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	it, err := c.Messages(jetstream.PullMaxMessages(512))
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
@@ -239,8 +241,35 @@ func tail(ctx context.Context, c jetstream.Consumer, f func(Stored) error) error
 	defer it.Stop()
 	stop := context.AfterFunc(ctx, it.Stop)
 	defer stop()
+	// The iterator makes its consumer anew by itself when it has missed something,
+	// and looks at nothing else meanwhile. Whoever ends the tail is not kept
+	// waiting for that.
+	type item struct {
+		m   jetstream.Msg
+		err error
+	}
+	items := make(chan item)
+	go func() {
+		for {
+			m, err := it.Next()
+			select {
+			case items <- item{m, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
 	for {
-		m, err := it.Next()
+		var i item
+		select {
+		case i = <-items:
+		case <-ctx.Done():
+			return nil
+		}
+		m, err := i.m, i.err
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
