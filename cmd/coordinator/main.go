@@ -128,6 +128,7 @@ func fail(stderr io.Writer, err error) int {
 func serve(ctx context.Context, cfg config, getenv func(string) string, stderr io.Writer) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer watch(ctx, shutdownTimeout, stderr, func() { os.Exit(fault.Internal.ExitCode()) })()
 	tel, err := telemetry.Setup(ctx, telemetry.Config{
 		Service: "coordinator", Version: version, Instance: cfg.Name, LogWriter: stderr, LogFormat: cfg.LogFormat, LogLevel: cfg.LogLevel, Getenv: getenv,
 	})

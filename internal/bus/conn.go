@@ -66,6 +66,14 @@ func (b *Bus) connected(ctx context.Context) (context.Context, func()) {
 	return ctx, func() { close(done); cancel(nil) }
 }
 
+// cause is why a wait under such a context ended with err.
+func cause(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errLost) {
+		return errLost
+	}
+	return err
+}
+
 func (b *Bus) noteLost() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

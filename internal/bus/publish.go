@@ -65,10 +65,7 @@ func (b *Bus) PublishBatch(ctx context.Context, msgs []Message, cursor Message, 
 	rctx, release := b.connected(rctx)
 	defer release()
 	reply, err := b.nc.RequestMsgWithContext(rctx, last)
-	if err != nil && errors.Is(context.Cause(rctx), errLost) {
-		err = errLost
-	}
-	if err != nil {
+	if err = cause(rctx, err); err != nil {
 		return 0, classify("commit batch", cursor.Subject, err)
 	}
 	var ack struct {
@@ -103,9 +100,7 @@ func batchError(subject string, e *jetstream.APIError) error {
 func (b *Bus) PublishOnce(ctx context.Context, m Message) (bool, error) {
 	pctx, release := b.connected(ctx)
 	_, err := b.js.PublishMsg(pctx, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
-	if err != nil && errors.Is(context.Cause(pctx), errLost) {
-		err = errLost
-	}
+	err = cause(pctx, err)
 	release()
 	if err == nil {
 		return true, nil

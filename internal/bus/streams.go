@@ -124,8 +124,10 @@ type StreamState struct {
 
 // StreamState returns the state of a stream.
 func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, error) {
+	ctx, release := b.connected(ctx)
+	defer release()
 	s, err := b.js.Stream(ctx, stream)
-	if err != nil {
+	if err = cause(ctx, err); err != nil {
 		return StreamState{}, classify("read stream", stream, err)
 	}
 	i := s.CachedInfo()
@@ -162,12 +164,14 @@ func (b *Bus) Purge(ctx context.Context, stream, subject string, upTo uint64) er
 
 // Last returns the newest message on a subject of a stream, or ErrNotFound.
 func (b *Bus) Last(ctx context.Context, stream, subject string) (Stored, error) {
+	ctx, release := b.connected(ctx)
+	defer release()
 	s, err := b.js.Stream(ctx, stream)
-	if err != nil {
+	if err = cause(ctx, err); err != nil {
 		return Stored{}, classify("read stream", stream, err)
 	}
 	m, err := s.GetLastMsgForSubject(ctx, subject)
-	if err != nil {
+	if err = cause(ctx, err); err != nil {
 		return Stored{}, classify("read message", subject, err)
 	}
 	return Stored{Subject: m.Subject, Header: m.Header, Data: m.Data, Sequence: m.Sequence}, nil
