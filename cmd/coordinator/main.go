@@ -44,6 +44,7 @@ type config struct {
 	Cert       string           `name:"tls-cert" help:"Client certificate (PEM)." env:"FSBACKUP_TLS_CERT" placeholder:"FILE" type:"path"`
 	Key        string           `name:"tls-key" help:"Key of the client certificate (PEM)." env:"FSBACKUP_TLS_KEY" placeholder:"FILE" type:"path"`
 	Replicas   int              `help:"Replicas of streams on an external NATS cluster: 1, 3 or 5." default:"1" env:"FSBACKUP_REPLICAS"`
+	QueueBytes int64            `name:"queue-bytes" help:"Bound of the queue of shards in bytes; a tenth of it is kept free." default:"268435456" env:"FSBACKUP_QUEUE_BYTES" placeholder:"N"`
 	HTTP       string           `name:"http" help:"Address of the HTTP API and of /metrics; empty: none." env:"FSBACKUP_HTTP" placeholder:"HOST:PORT"`
 	Name       string           `help:"Name of this coordinator; default: host name." default:"${host}" env:"FSBACKUP_NAME"`
 	Keep       time.Duration    `help:"How long results and failures of ended jobs are kept." default:"24h" env:"FSBACKUP_KEEP"`
@@ -71,6 +72,9 @@ func (c *config) Validate() error {
 	}
 	if c.Replicas != 1 && c.Replicas != 3 && c.Replicas != 5 {
 		bad("--replicas must be 1, 3 or 5")
+	}
+	if c.QueueBytes < 16<<20 {
+		bad("--queue-bytes must be at least %d", 16<<20)
 	}
 	if err := protocol.CheckToken("--name", c.Name); err != nil {
 		errs = append(errs, err)
@@ -127,6 +131,7 @@ func fail(stderr io.Writer, err error) int {
 func serve(ctx context.Context, cfg config, getenv func(string) string, stderr io.Writer) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer watch(ctx, shutdownTimeout, stderr, func() { os.Exit(fault.Internal.ExitCode()) })()
 	tel, err := telemetry.Setup(ctx, telemetry.Config{
 		Service: "coordinator", Version: version, Instance: cfg.Name, LogWriter: stderr, LogFormat: cfg.LogFormat, LogLevel: cfg.LogLevel, Getenv: getenv,
 	})
@@ -200,7 +205,7 @@ func (s *server) run(ctx context.Context) error {
 func (s *server) coordinate(ctx context.Context, b *bus.Bus) error {
 	cfg := s.cfg
 	c, err := s.prepare(ctx, coordinator.Config{
-		Name: cfg.Name, Bus: b, Layout: bus.Layout{Replicas: cfg.Replicas}, Dir: filepath.Join(cfg.Store, "coordinator"), Keep: cfg.Keep,
+		Name: cfg.Name, Bus: b, Layout: bus.Layout{Replicas: cfg.Replicas, MaxBytes: cfg.QueueBytes}, Dir: filepath.Join(cfg.Store, "coordinator"), Keep: cfg.Keep,
 		Timing: protocol.Timing{Heartbeat: cfg.Heartbeat, Lease: cfg.Lease, AckWait: cfg.AckWait, Leader: cfg.Leader},
 		Logger: s.log, Tracer: s.tel.Providers().TracerProvider, Meter: s.tel.Providers().MeterProvider, Version: version,
 	})

@@ -80,14 +80,22 @@ type reply struct {
 	Value json.RawMessage      `json:"value,omitempty"`
 }
 
-// Serve offers s over NATS until the returned function is called.
+// ErrNotLeader means that another coordinator has the answer.
+var ErrNotLeader = errors.New("not leader")
+
+// Serve offers s over NATS until the returned function is called. Where another
+// leads it says nothing: that one gets the same request.
 func Serve(ctx context.Context, b *bus.Bus, s Service) (func(), error) {
 	var endpoints []bus.Endpoint
 	for _, o := range operations(s) {
 		endpoints = append(endpoints, bus.Endpoint{Name: o.name, Handle: func(ctx context.Context, request []byte) []byte {
 			var r reply
 			var err error
-			if r.Value, err = o.handle(ctx, request); err != nil {
+			r.Value, err = o.handle(ctx, request)
+			if errors.Is(err, ErrNotLeader) || fault.Is(err, fault.Stale) {
+				return nil
+			}
+			if err != nil {
 				r = reply{Error: errorReply(err)}
 			}
 			out, err := json.Marshal(r)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	neturl "net/url"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -42,6 +43,45 @@ type Bus struct {
 	js  jetstream.JetStream
 	log *slog.Logger
 	url string
+
+	mu   sync.Mutex    // guards lost
+	lost chan struct{} // closed when the connection is; then there is a new one
+}
+
+// errLost ends a wait for an answer that went with its connection.
+var errLost = errors.New("the connection was lost before the answer came")
+
+// connected returns a context that ends, by errLost, with the connection that
+// stands now: an answer on its way is lost with it.
+func (b *Bus) connected(ctx context.Context) (context.Context, func()) {
+	b.mu.Lock()
+	lost := b.lost
+	b.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-lost:
+			cancel(errLost)
+		case <-done:
+		}
+	}()
+	return ctx, func() { close(done); cancel(nil) }
+}
+
+// cause is why a wait under such a context ended with err.
+func cause(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errLost) {
+		return errLost
+	}
+	return err
+}
+
+func (b *Bus) noteLost() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.lost)
+	b.lost = make(chan struct{})
 }
 
 // Connect connects to NATS. Once connected it reconnects for ever.
@@ -53,6 +93,7 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	if cfg.Patience == 0 {
 		cfg.Patience = 4 * time.Second
 	}
+	b := &Bus{log: log, url: cfg.URL, lost: make(chan struct{})}
 	opts := []nats.Option{
 		nats.Name(cfg.Name),
 		nats.MaxReconnects(-1),
@@ -63,6 +104,7 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 		nats.MaxPingsOutstanding(2),
 		nats.DrainTimeout(5 * time.Second),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			b.noteLost()
 			if err != nil {
 				log.Warn("connection to NATS lost, reconnecting until it is back", "url", cfg.URL, "error", err)
 			}
@@ -102,7 +144,7 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Bus{nc: nc, log: log, url: url}
+	b.nc, b.url = nc, url
 	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(10*time.Second))
 	if err != nil {
 		nc.Close()

@@ -80,8 +80,13 @@ func (k *KV) Each(ctx context.Context, filter string, f func(key string, value [
 
 // Objects is the bucket of uploaded files and large messages.
 type Objects struct {
-	os jetstream.ObjectStore
+	os    jetstream.ObjectStore
+	chunk uint32 // of an object's bytes in one message
 }
+
+// largestChunk is what the client takes by default; smaller where the server's
+// messages must be.
+const largestChunk = 128 << 10
 
 // Objects binds to an object bucket.
 func (b *Bus) Objects(ctx context.Context, bucket string) (*Objects, error) {
@@ -89,12 +94,12 @@ func (b *Bus) Objects(ctx context.Context, bucket string) (*Objects, error) {
 	if err != nil {
 		return nil, classify("open object bucket", bucket, err)
 	}
-	return &Objects{os: os}, nil
+	return &Objects{os: os, chunk: uint32(min(largestChunk, max(b.MaxPayload()/2, 1)))}, nil
 }
 
 // Put stores an object.
 func (o *Objects) Put(ctx context.Context, name string, r io.Reader) error {
-	_, err := o.os.Put(ctx, jetstream.ObjectMeta{Name: name}, r)
+	_, err := o.os.Put(ctx, jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: o.chunk}}, r)
 	return classify("upload", name, err)
 }
 

@@ -23,6 +23,9 @@ type Message struct {
 	Subject string
 	Header  map[string][]string
 	Data    []byte
+	// Expect is what must be the sequence of the last message on the subject, 0 =
+	// there is none; nil = whatever. Only batches look at it.
+	Expect *uint64
 }
 
 // MaxBatch is the most messages that one atomic batch can have.
@@ -31,8 +34,8 @@ const MaxBatch = 1000
 // PublishBatch stores msgs and then cursor in the shard stream, all or nothing,
 // and only if the last message on the cursor's subject has sequence expect (0 =
 // there is none). It returns the cursor's sequence; the messages before it have
-// the sequences just below. Where expect is wrong the error wraps ErrConflict,
-// where the stream has no room ErrFull. After any other error the caller must
+// the sequences just below. A message on a subject that has one takes its place.
+// Where expect, or that of a message, is wrong the error wraps ErrConflict, where the stream has no room ErrFull. After any other error the caller must
 // read the cursor to learn whether the batch was stored.
 func (b *Bus) PublishBatch(ctx context.Context, msgs []Message, cursor Message, expect uint64) (uint64, error) {
 	if len(msgs)+1 > MaxBatch {
@@ -44,6 +47,9 @@ func (b *Bus) PublishBatch(ctx context.Context, msgs []Message, cursor Message, 
 		maps.Copy(h, m.Header)
 		h["Nats-Batch-Id"] = []string{id}
 		h["Nats-Batch-Sequence"] = []string{strconv.Itoa(i + 1)}
+		if m.Expect != nil && !mutant.Off(mutant.Fence) {
+			h[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(*m.Expect, 10)}
+		}
 		return &nats.Msg{Subject: m.Subject, Header: h, Data: m.Data}
 	}
 	for i, m := range msgs {
@@ -51,15 +57,15 @@ func (b *Bus) PublishBatch(ctx context.Context, msgs []Message, cursor Message, 
 			return 0, classify("publish", m.Subject, err)
 		}
 	}
+	cursor.Expect = &expect
 	last := build(cursor, len(msgs))
 	last.Header["Nats-Batch-Commit"] = []string{"1"}
-	if !mutant.Off(mutant.Fence) {
-		last.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(expect, 10)}
-	}
 	rctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	rctx, release := b.connected(rctx)
+	defer release()
 	reply, err := b.nc.RequestMsgWithContext(rctx, last)
-	if err != nil {
+	if err = cause(rctx, err); err != nil {
 		return 0, classify("commit batch", cursor.Subject, err)
 	}
 	var ack struct {
@@ -92,7 +98,10 @@ func batchError(subject string, e *jetstream.APIError) error {
 // PublishOnce stores a message on a subject of a stream that refuses a second.
 // It reports false if the subject had one already.
 func (b *Bus) PublishOnce(ctx context.Context, m Message) (bool, error) {
-	_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
+	pctx, release := b.connected(ctx)
+	_, err := b.js.PublishMsg(pctx, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
+	err = cause(pctx, err)
+	release()
 	if err == nil {
 		return true, nil
 	}

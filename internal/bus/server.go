@@ -25,6 +25,8 @@ type ServerConfig struct {
 	Name string
 	// User and Password protect Listen; empty: none.
 	User, Password string
+	// MaxPayload is the most bytes of a message; 0 = 8 MiB.
+	MaxPayload int32
 }
 
 // Server is an embedded NATS server with JetStream.
@@ -39,6 +41,9 @@ const maxPayload = 8 << 20
 
 // StartServer starts an embedded server and waits until it accepts connections.
 func StartServer(cfg ServerConfig) (*Server, error) {
+	if cfg.MaxPayload == 0 {
+		cfg.MaxPayload = maxPayload
+	}
 	opts := &server.Options{
 		ServerName:             cfg.Name,
 		DontListen:             cfg.Listen == "",
@@ -47,7 +52,7 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 		SyncAlways:             true, // the default syncs every two minutes and loses acked messages
 		NoSigs:                 true,
 		NoLog:                  true,
-		MaxPayload:             maxPayload,
+		MaxPayload:             cfg.MaxPayload,
 		DisableJetStreamBanner: true,
 		Username:               cfg.User,
 		Password:               cfg.Password,

@@ -7,7 +7,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 )
 
-// Endpoint answers one kind of request of a service.
+// Endpoint answers one kind of request of a service; nil is no answer.
 type Endpoint struct {
 	Name   string
 	Handle func(ctx context.Context, request []byte) []byte
@@ -18,6 +18,9 @@ const serveWithin = 10 * time.Second
 
 // Serve offers a NATS micro service whose endpoints are on prefix.NAME until the
 // returned function is called. Each request runs in its own goroutine.
+//
+// All who serve get each request: one that is frozen, and that NATS still takes
+// for alive, must not be the only one to get it.
 func (b *Bus) Serve(ctx context.Context, name, version, prefix string, endpoints []Endpoint) (func(), error) {
 	svc, err := micro.AddService(b.nc, micro.Config{Name: name, Version: version, Description: "fsbackup control API"})
 	if err != nil {
@@ -32,12 +35,16 @@ func (b *Bus) Serve(ctx context.Context, name, version, prefix string, endpoints
 	for _, e := range endpoints {
 		h := micro.HandlerFunc(func(r micro.Request) {
 			go func() {
-				if err := r.Respond(e.Handle(ctx, r.Data())); err != nil {
+				out := e.Handle(ctx, r.Data())
+				if out == nil {
+					return
+				}
+				if err := r.Respond(out); err != nil {
 					b.log.Debug("answer a request", "endpoint", e.Name, "error", err)
 				}
 			}()
 		})
-		if err := g.AddEndpoint(e.Name, h); err != nil {
+		if err := g.AddEndpoint(e.Name, h, micro.WithEndpointQueueGroupDisabled()); err != nil {
 			stop()
 			return nil, classify("offer endpoint", e.Name, err)
 		}

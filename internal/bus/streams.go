@@ -21,14 +21,20 @@ type Layout struct {
 	LeaseTTL time.Duration // of keys in the lease bucket
 }
 
+// ShardBytes is the bound of the shard stream.
+func (l Layout) ShardBytes() int64 {
+	if l.MaxBytes == 0 {
+		return 256 << 20
+	}
+	return l.MaxBytes
+}
+
 // EnsureLayout makes the streams and buckets, or brings existing ones up to date.
 func (b *Bus) EnsureLayout(ctx context.Context, l Layout) error {
 	if l.Replicas == 0 {
 		l.Replicas = 1
 	}
-	if l.MaxBytes == 0 {
-		l.MaxBytes = 256 << 20
-	}
+	l.MaxBytes = l.ShardBytes()
 	storage := jetstream.FileStorage
 	if l.Memory {
 		storage = jetstream.MemoryStorage
@@ -118,8 +124,10 @@ type StreamState struct {
 
 // StreamState returns the state of a stream.
 func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, error) {
+	ctx, release := b.connected(ctx)
+	defer release()
 	s, err := b.js.Stream(ctx, stream)
-	if err != nil {
+	if err = cause(ctx, err); err != nil {
 		return StreamState{}, classify("read stream", stream, err)
 	}
 	i := s.CachedInfo()
@@ -156,12 +164,14 @@ func (b *Bus) Purge(ctx context.Context, stream, subject string, upTo uint64) er
 
 // Last returns the newest message on a subject of a stream, or ErrNotFound.
 func (b *Bus) Last(ctx context.Context, stream, subject string) (Stored, error) {
+	ctx, release := b.connected(ctx)
+	defer release()
 	s, err := b.js.Stream(ctx, stream)
-	if err != nil {
+	if err = cause(ctx, err); err != nil {
 		return Stored{}, classify("read stream", stream, err)
 	}
 	m, err := s.GetLastMsgForSubject(ctx, subject)
-	if err != nil {
+	if err = cause(ctx, err); err != nil {
 		return Stored{}, classify("read message", subject, err)
 	}
 	return Stored{Subject: m.Subject, Header: m.Header, Data: m.Data, Sequence: m.Sequence}, nil
@@ -226,6 +236,8 @@ func (b *Bus) Tail(ctx context.Context, stream, filter string, from uint64, f fu
 type stopError struct{ error }
 
 func tail(ctx context.Context, c jetstream.Consumer, f func(Stored) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	it, err := c.Messages(jetstream.PullMaxMessages(512))
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
@@ -233,8 +245,35 @@ func tail(ctx context.Context, c jetstream.Consumer, f func(Stored) error) error
 	defer it.Stop()
 	stop := context.AfterFunc(ctx, it.Stop)
 	defer stop()
+	// The iterator makes its consumer anew by itself when it has missed something,
+	// and looks at nothing else meanwhile. Whoever ends the tail is not kept
+	// waiting for that.
+	type item struct {
+		m   jetstream.Msg
+		err error
+	}
+	items := make(chan item)
+	go func() {
+		for {
+			m, err := it.Next()
+			select {
+			case items <- item{m, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
 	for {
-		m, err := it.Next()
+		var i item
+		select {
+		case i = <-items:
+		case <-ctx.Done():
+			return nil
+		}
+		m, err := i.m, i.err
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil

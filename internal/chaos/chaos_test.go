@@ -200,6 +200,9 @@ func (x *run) job(name, previous string, faults uint64, want protocol.Stats) {
 	id := x.submit(scan, x.dst, "--check-contents", "--shard-entries", fmt.Sprint(per))
 	p := x.follow(id)
 	defer p.stop()
+	if p.reaches(4) {
+		x.lose(p)
+	}
 	for i := range faults {
 		if !p.reaches(max(expected*(2*i+1)/(2*faults+1), p.count()+4)) {
 			break

@@ -125,6 +125,7 @@ func (x *run) restarted(d *daemon, began int) {
 	deadline := time.Now().Add(time.Minute)
 	for d.begun() == began {
 		if time.Now().After(deadline) || !bus.Sleep(x.t.Context(), 50*time.Millisecond) {
+			x.dump("")
 			x.t.Fatalf("%s woke after another had taken its place, and goes on as if it led", d.name)
 		}
 	}

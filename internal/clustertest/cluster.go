@@ -37,6 +37,7 @@ type Cluster struct {
 	t      testing.TB
 	dir    string
 	server *bus.Server
+	nats   bus.ServerConfig
 	timing protocol.Timing
 	log    *slog.Logger
 
@@ -56,12 +57,20 @@ type Part struct {
 // New starts NATS and a coordinator. All is stopped with the test.
 func New(t testing.TB, timing protocol.Timing) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, dir: t.TempDir(), timing: timing, log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))}
+	return NewOn(t, timing, bus.ServerConfig{})
+}
+
+// NewOn is New with a NATS server of other limits, or one that listens, which
+// can be restarted.
+func NewOn(t testing.TB, timing protocol.Timing, nats bus.ServerConfig) *Cluster {
+	t.Helper()
+	nats.StoreDir, nats.Name = storeDir(t), "test"
+	c := &Cluster{t: t, nats: nats, dir: t.TempDir(), timing: timing, log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))}
 	var err error
-	if c.server, err = bus.StartServer(bus.ServerConfig{StoreDir: storeDir(t), Name: "test"}); err != nil {
+	if c.server, err = bus.StartServer(c.nats); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.server.Stop)
+	t.Cleanup(func() { c.server.Stop() })
 	b := c.connect("client")
 	t.Cleanup(b.Close)
 	c.Client = client.New(b)
@@ -83,7 +92,11 @@ func storeDir(t testing.TB) string {
 
 func (c *Cluster) connect(name string) *bus.Bus {
 	c.t.Helper()
-	b, err := bus.Connect(c.t.Context(), bus.Config{Server: c.server, Name: name, Logger: c.log})
+	cfg := bus.Config{Server: c.server, Name: name, Logger: c.log}
+	if url := c.server.URL(); url != "" {
+		cfg = bus.Config{URL: url, Name: name, Logger: c.log}
+	}
+	b, err := bus.Connect(c.t.Context(), cfg)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
@@ -32,6 +33,7 @@ type Config struct {
 	Keep    time.Duration // how long results and failures of ended jobs stay; 0 = 24 h
 	Logger  *slog.Logger
 	Now     func() time.Time
+	Boot    func() time.Duration // since some moment, also while the machine sleeps; nil = CLOCK_BOOTTIME
 	Tracer  trace.TracerProvider
 	Meter   metric.MeterProvider
 	Version string
@@ -54,6 +56,10 @@ type Coordinator struct {
 	ledger  *ledger
 	tel     *telemetry
 	led     chan struct{} // closed once this coordinator leads and has recovered
+	room    room
+
+	leadsUntil atomic.Int64           // boot time at which the lease ends
+	leader     atomic.Pointer[string] // who leads, as far as is known; nil or empty: it is not
 
 	saving sync.Mutex // held while a job's record is written
 
@@ -80,6 +86,9 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Boot == nil {
+		cfg.Boot = bootTime
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -161,6 +170,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		// What they do must not begin before all is known.
 		g.Go(func() error { return c.janitor(ctx) })
 		g.Go(func() error { return c.keepCheckpoints(ctx) })
+		g.Go(func() error { return c.reconcile(ctx) })
 		return c.tick(ctx)
 	})
 	return g.Wait()

@@ -2,10 +2,13 @@ package coordinator
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/fault"
@@ -16,15 +19,40 @@ const leaseKey = "leader"
 
 // leaderLease is the right to lead, a key with a time to live.
 type leaderLease struct {
-	c   *Coordinator
-	kv  *bus.KV
-	rev uint64
-	ctx context.Context //nolint:containedctx // its values, for the release after its end
+	c     *Coordinator
+	kv    *bus.KV
+	rev   uint64
+	value []byte
+	ctx   context.Context //nolint:containedctx // its values, for the release after its end
 }
 
+// leaseValue names who leads. Two processes of one name, one of which another
+// host believes to be gone, differ by instance.
 type leaseValue struct {
-	Name string `json:"name"`
+	Name     string `json:"name"`
+	Instance string `json:"instance,omitempty"`
 }
+
+// bootTime is a clock that goes on while the machine sleeps and that nobody
+// sets. The lease is measured with it: a frozen or suspended leader sees on
+// waking how long it was away.
+func bootTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic("coordinator: CLOCK_BOOTTIME: " + err.Error()) // exists since Linux 2.6.39
+	}
+	return time.Duration(ts.Nano())
+}
+
+// holds notes that the lease runs for its time from sent on, which is before the
+// server began to count.
+func (c *Coordinator) holds(sent time.Duration) {
+	c.leadsUntil.Store(int64(sent + c.cfg.Timing.Leader))
+}
+
+// leads reports whether no other coordinator can lead yet. What it guards are
+// acts that nothing else fences.
+func (c *Coordinator) leads() bool { return c.cfg.Boot() < time.Duration(c.leadsUntil.Load()) }
 
 // acquireLease waits until no other coordinator holds the lease.
 func (c *Coordinator) acquireLease(ctx context.Context) (*leaderLease, error) {
@@ -32,30 +60,36 @@ func (c *Coordinator) acquireLease(ctx context.Context) (*leaderLease, error) {
 	if err != nil {
 		return nil, err
 	}
-	value, err := json.Marshal(leaseValue{Name: c.cfg.Name})
+	value, err := json.Marshal(leaseValue{Name: c.cfg.Name, Instance: rand.Text()})
 	if err != nil {
 		return nil, fmt.Errorf("encode lease: %w", err)
 	}
 	said := ""
 	for {
+		sent := c.cfg.Boot()
 		rev, err := kv.Swap(ctx, leaseKey, value, 0)
-		if err == nil {
-			return &leaderLease{c: c, kv: kv, rev: rev, ctx: ctx}, nil
-		}
-		held, rev, gerr := kv.Get(ctx, leaseKey)
 		var v leaseValue
-		if gerr == nil && json.Unmarshal(held, &v) == nil {
-			if v.Name == c.cfg.Name {
+		if err != nil {
+			held, at, gerr := kv.Get(ctx, leaseKey)
+			switch {
+			case gerr == nil && json.Unmarshal(held, &v) != nil:
+				v.Name = "somebody who cannot be read"
+			case gerr == nil && v.Name == c.cfg.Name:
 				// Left by this coordinator's previous process: names are unique.
-				if rev, err = kv.Swap(ctx, leaseKey, value, rev); err == nil {
-					return &leaderLease{c: c, kv: kv, rev: rev, ctx: ctx}, nil
-				}
-			} else if said != v.Name {
-				said = v.Name
-				c.log.Info("standing by, another coordinator leads", "leader", v.Name)
+				rev, err = kv.Swap(ctx, leaseKey, value, at)
+			case gerr != nil && !errors.Is(gerr, bus.ErrNotFound):
+				c.log.Warn("cannot read the leader's lease, trying again", "error", gerr)
 			}
-		} else if gerr != nil && !errors.Is(gerr, bus.ErrNotFound) {
-			c.log.Warn("cannot read the leader's lease, trying again", "error", gerr)
+		}
+		if err == nil {
+			c.holds(sent)
+			c.leader.Store(&c.cfg.Name)
+			return &leaderLease{c: c, kv: kv, rev: rev, value: value, ctx: ctx}, nil
+		}
+		c.leader.Store(&v.Name)
+		if said != v.Name && v.Name != "" {
+			said = v.Name
+			c.log.Info("standing by, another coordinator leads", "leader", v.Name)
 		}
 		if !bus.Sleep(ctx, c.cfg.Timing.Leader/6) {
 			return nil, fault.New(fault.Canceled, "wait for the leader's lease: %w", context.Cause(ctx))
@@ -66,35 +100,36 @@ func (c *Coordinator) acquireLease(ctx context.Context) (*leaderLease, error) {
 // keep renews the lease until ctx ends; it returns fault.Stale once the lease
 // may have passed to another.
 func (l *leaderLease) keep(ctx context.Context) error {
-	value, err := json.Marshal(leaseValue{Name: l.c.cfg.Name})
-	if err != nil {
-		return fmt.Errorf("encode lease: %w", err)
-	}
-	renewed := l.c.now()
 	ttl := l.c.cfg.Timing.Leader
 	for {
 		if !bus.Sleep(ctx, ttl/4) {
 			return context.Cause(ctx)
 		}
-		sent := l.c.now()
+		sent := l.c.cfg.Boot()
 		rctx, cancel := context.WithTimeout(ctx, ttl/4)
-		rev, err := l.kv.Swap(rctx, leaseKey, value, l.rev)
+		rev, err := l.kv.Swap(rctx, leaseKey, l.value, l.rev)
 		cancel()
 		switch {
 		case err == nil:
-			l.rev, renewed = rev, sent
+			l.rev = rev
+			l.c.holds(sent)
 			continue
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, bus.ErrConflict):
-			// A renewal whose answer was lost has moved the revision itself.
-			if held, rev, gerr := l.kv.Get(ctx, leaseKey); gerr == nil && string(held) == string(value) {
-				l.rev = rev
+			// A renewal whose answer was lost has moved the revision itself. When it
+			// was sent is not known any more, so the lease counts from the one before.
+			held, at, gerr := l.kv.Get(ctx, leaseKey)
+			if gerr == nil && string(held) == string(l.value) && l.c.leads() {
+				l.rev = at
 				continue
 			}
-			return fault.New(fault.Stale, "leader's lease: another coordinator has taken it")
+			if gerr == nil || errors.Is(gerr, bus.ErrNotFound) {
+				return fault.New(fault.Stale, "leader's lease: another coordinator has taken it, or it has ended")
+			}
+			err = gerr
 		}
-		if l.c.now().Sub(renewed) > ttl {
+		if !l.c.leads() {
 			return fault.New(fault.Stale, "leader's lease: not renewed for %s: %w", ttl, err)
 		}
 		l.c.log.Warn("cannot renew the leader's lease, trying again", "error", err)
@@ -103,9 +138,10 @@ func (l *leaderLease) keep(ctx context.Context) error {
 
 // release gives the lease up, so that a standby need not wait for its end.
 func (l *leaderLease) release() {
+	l.c.leadsUntil.Store(0)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), 2*time.Second)
 	defer cancel()
-	if _, rev, err := l.kv.Get(ctx, leaseKey); err != nil || rev != l.rev {
+	if held, _, err := l.kv.Get(ctx, leaseKey); err != nil || string(held) != string(l.value) {
 		return
 	}
 	if err := l.kv.Delete(ctx, leaseKey); err != nil {

@@ -19,10 +19,7 @@ func (c *Coordinator) watchPoison(ctx context.Context) {
 	now := c.now()
 	var bad []state.Open
 	c.view(func(t state.Tx) {
-		for j := range t.Jobs() {
-			if j.Record.State != protocol.StateRunning {
-				continue
-			}
+		for j := range t.JobsIn(protocol.StateRunning) {
 			for o := range t.OpenOf(j.Record.ID) {
 				died := 0
 				for _, a := range o.Attempts {
@@ -78,6 +75,9 @@ func (c *Coordinator) giveUp(ctx context.Context, o state.Open) error {
 	res, fails := protocol.FailWhole(shard, reason)
 	res.Sequence, res.Delivery, res.Worker = m.Sequence, last.Delivery, c.cfg.Name
 	fails.Sequence, fails.Delivery, fails.Worker = res.Sequence, res.Delivery, res.Worker
+	if !c.leads() {
+		return nil // its shard is the next leader's to judge
+	}
 	if err := c.publishFailed(ctx, res, fails); err != nil {
 		return err
 	}

@@ -1,19 +1,12 @@
 package coordinator
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"strconv"
 
-	"go.opentelemetry.io/otel/propagation"
-
 	"github.com/fsbackup/fsbackup/internal/bus"
-	"github.com/fsbackup/fsbackup/internal/controlfile"
-	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/shard"
 	"github.com/fsbackup/fsbackup/internal/state"
@@ -35,6 +28,7 @@ type ready struct {
 	n        uint64
 	after    protocol.Cursor // once it is published
 	from, to uint64          // results that it needs first
+	answered bool            // it has its result: only after counts
 	err      error           // instead of all others: the feed has ended
 }
 
@@ -45,7 +39,7 @@ func (r *runner) publish(ctx context.Context, p protocol.Phase) error {
 		start = protocol.Cursor{Epoch: start.Epoch, Phase: p, Bytes: start.Bytes}
 	}
 	if !start.Done {
-		r.spanEvery = r.every()
+		r.spanEvery.Store(r.every())
 		feedCtx, stop := context.WithCancelCause(ctx)
 		feed := make(chan ready, publishAhead)
 		ended := make(chan struct{})
@@ -88,6 +82,13 @@ func (r *runner) drain(ctx context.Context, p protocol.Phase, start protocol.Cur
 	}
 	cursor := start
 	for item.err == nil {
+		if item.answered {
+			cursor = item.after
+			if item, err = next(); err != nil {
+				return err
+			}
+			continue
+		}
 		if item.to > item.from {
 			if err := r.await(ctx, func(t state.Tx, _ state.Job) bool { return t.Phase(r.id, p).Done.All(item.from, item.to) }); err != nil {
 				return err
@@ -100,14 +101,15 @@ func (r *runner) drain(ctx context.Context, p protocol.Phase, start protocol.Cur
 		if err != nil {
 			return err
 		}
-		batch := []ready{item}
+		batch, size := []ready{item}, sizeOf(item.msg)
 		item = ready{}
 	more:
 		for {
 			select {
 			case i := <-feed:
 				item = i
-				if i.err != nil || i.to > i.from || len(batch) == credit {
+				size += sizeOf(i.msg)
+				if i.err != nil || i.answered || i.to > i.from || len(batch) == credit || size > r.c.batchBytes() {
 					break more
 				}
 				batch, item = append(batch, i), ready{}
@@ -124,7 +126,7 @@ func (r *runner) drain(ctx context.Context, p protocol.Phase, start protocol.Cur
 		if err := r.store(ctx, batch, cursor); err != nil {
 			return err
 		}
-		if item.err == nil && item.msg.Subject == "" {
+		if item.err == nil && !item.answered && item.msg.Subject == "" {
 			if item, err = next(); err != nil {
 				return err
 			}
@@ -138,59 +140,6 @@ func (r *runner) drain(ctx context.Context, p protocol.Phase, start protocol.Cur
 	}
 	cursor.Done = true
 	return r.store(ctx, nil, cursor)
-}
-
-// store publishes a batch with its cursor, exactly once: it tries again until
-// it is stored, or until the cursor shows that another coordinator leads.
-func (r *runner) store(ctx context.Context, batch []ready, cursor protocol.Cursor) error {
-	data, err := json.Marshal(cursor)
-	if err != nil {
-		return fault.New(fault.Internal, "encode cursor: %w", err)
-	}
-	ctx, span := r.c.tel.startBatch(ctx, r.id, cursor.Phase, len(batch))
-	defer span.End()
-	msgs := make([]bus.Message, len(batch))
-	for i, b := range batch {
-		msgs[i] = b.msg
-		propagation.TraceContext{}.Inject(ctx, protocol.Carrier(msgs[i].Header))
-	}
-	subject := protocol.CursorSubject(r.id)
-	r.registerOpen(batch, cursor)
-	// A cancel must not leave it open whether the batch was stored.
-	whole := context.WithoutCancel(ctx)
-	for {
-		seq, err := r.c.cfg.Bus.PublishBatch(whole, msgs, bus.Message{Subject: subject, Data: data}, r.cursorSeq)
-		if err != nil {
-			seq, err = r.stored(whole, subject, data, err)
-		}
-		if err == nil {
-			r.cursor, r.cursorSeq = cursor, seq
-			r.noteSequences(batch, seq)
-			r.c.stall(r.id, stallPublish, "")
-			return nil
-		}
-		if fault.Is(err, fault.Stale) || ctx.Err() != nil {
-			return err
-		}
-		r.c.stall(r.id, stallPublish, "shards cannot be published: "+err.Error())
-		if !bus.Sleep(ctx, retryWait) {
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// stored finds out whether a batch whose publishing gave an error was stored.
-func (r *runner) stored(ctx context.Context, subject string, data []byte, cause error) (uint64, error) {
-	m, err := r.c.cfg.Bus.Last(ctx, protocol.StreamShards, subject)
-	switch {
-	case err == nil && m.Sequence > r.cursorSeq && bytes.Equal(m.Data, data):
-		return m.Sequence, nil
-	case err == nil && m.Sequence != r.cursorSeq:
-		return 0, &fault.Error{Kind: fault.Stale, Op: "publish shards of job", Path: string(r.id), Err: errors.New("another coordinator has moved the cursor")}
-	case errors.Is(err, bus.ErrNotFound) && r.cursorSeq > 0:
-		return 0, &fault.Error{Kind: fault.Stale, Op: "publish shards of job", Path: string(r.id), Err: errors.New("its cursor is gone")}
-	}
-	return 0, cause
 }
 
 // registerOpen makes shards known before they are published, since a worker may
@@ -211,125 +160,15 @@ func (r *runner) registerOpen(batch []ready, cursor protocol.Cursor) {
 }
 
 func (r *runner) noteSequences(batch []ready, cursorSeq uint64) {
+	now := r.c.now()
 	r.c.update(func(t state.Tx) {
 		for i, b := range batch {
 			if o, ok := t.Open(r.id, r.cursor.Phase, b.n); ok {
-				o.Sequence = cursorSeq - uint64(len(batch)-i)
+				o.Sequence, o.Published = cursorSeq-uint64(len(batch)-i), now
 				t.PutOpen(o)
 			}
 		}
 	})
-}
-
-// feed cuts the files of phase p from the cursor on. It returns io.EOF at the end
-// of a sealed list.
-func (r *runner) feed(ctx context.Context, p protocol.Phase, at protocol.Cursor, out chan<- ready) error {
-	if p == protocol.PhaseCleanup {
-		return r.feedCleanup(ctx, at, out)
-	}
-	rec := r.job().Record
-	meta, err := r.metaDir(ctx, p)
-	if err != nil {
-		return err
-	}
-	if meta != nil {
-		defer func() { _ = meta.Close() }() // read only
-	}
-	cfg := shard.Config{Job: r.id, Phase: p, Limits: rec.Spec.Limits, Options: options(rec.Spec), Meta: meta}
-	for i := at.File; ; i++ {
-		f, err := r.nextFile(ctx, i)
-		if err != nil {
-			return err
-		}
-		if !cutBy(r.job(), f.Record.Ref.Phase, p) || f.Record.State != protocol.FileAdmitted {
-			continue
-		}
-		if at.File != i {
-			at.File, at.Position = i, nil
-		}
-		if at, err = r.feedFile(ctx, cfg, f, at, out); err != nil {
-			return err
-		}
-	}
-}
-
-// nextFile waits until the i-th control file is admitted or refused; io.EOF
-// where the list ends before it.
-func (r *runner) nextFile(ctx context.Context, i uint32) (state.File, error) {
-	var f state.File
-	found := false
-	err := r.await(ctx, func(t state.Tx, j state.Job) bool {
-		f, found = t.File(r.id, i)
-		if !found {
-			return j.Record.Sealed && i >= j.Record.Files
-		}
-		// After a restart an admitted file has no path until it is found again.
-		return f.Record.State == protocol.FileRefused || (f.Record.State == protocol.FileAdmitted && f.Path != "")
-	})
-	if err == nil && !found {
-		err = io.EOF
-	}
-	return f, err
-}
-
-// feedFile cuts one control file and returns the cursor behind it.
-func (r *runner) feedFile(ctx context.Context, cfg shard.Config, f state.File, at protocol.Cursor, out chan<- ready) (protocol.Cursor, error) {
-	var pos *shard.Position
-	if len(at.Position) > 0 {
-		pos = new(shard.Position)
-		if err := json.Unmarshal(at.Position, pos); err != nil {
-			return at, &fault.Error{Kind: fault.Corrupt, Op: "read the cursor's position in", Path: f.Path, Err: err}
-		}
-	} else if err := r.noteFirst(ctx, f, cfg.Phase, at.Next); err != nil {
-		return at, err
-	}
-	cutter, err := shard.New(cfg, shard.File{Index: f.Index, Path: f.Path, Phase: f.Record.Ref.Phase}, pos, at.Next)
-	if err != nil {
-		return at, err
-	}
-	defer func() { _ = cutter.Close() }() // read only
-	for {
-		cut, err := cutter.Next()
-		if errors.Is(err, io.EOF) {
-			at.Position = nil
-			at.File++
-			return at, nil
-		}
-		if err != nil {
-			return at, err
-		}
-		item, err := r.pack(ctx, cut)
-		if err != nil {
-			return at, err
-		}
-		if at.Position, err = json.Marshal(cut.After); err != nil {
-			return at, fmt.Errorf("encode position in %q: %w", f.Path, err)
-		}
-		at.Next++
-		at.Bytes += cut.Msg.GetDataBytes()
-		item.after = at
-		select {
-		case out <- item:
-		case <-ctx.Done():
-			return at, context.Cause(ctx)
-		}
-	}
-}
-
-// noteFirst makes durable which shard is a file's first, so that any shard can
-// be cut again.
-func (r *runner) noteFirst(ctx context.Context, f state.File, p protocol.Phase, n uint64) error {
-	if first, ok := f.Record.FirstN[p]; ok && first == n {
-		return nil
-	}
-	first := map[protocol.Phase]uint64{p: n}
-	for k, v := range f.Record.FirstN {
-		if k != p {
-			first[k] = v
-		}
-	}
-	f.Record.FirstN = first
-	return r.c.saveFile(ctx, f)
 }
 
 // every is how many shards share one span: about a thousand spans a job are kept.
@@ -358,7 +197,7 @@ func (r *runner) pack(ctx context.Context, cut *shard.Cut) (ready, error) {
 		Subject: protocol.ShardSubject(protocol.ClassStandard, r.job().Record.Spec.Pool, r.id, p, m.GetN()),
 		Header: map[string][]string{
 			protocol.HeaderWire:  {strconv.Itoa(protocol.WireMajor)},
-			protocol.HeaderEvery: {strconv.FormatUint(r.spanEvery, 10)},
+			protocol.HeaderEvery: {strconv.FormatUint(r.spanEvery.Load(), 10)},
 		},
 		Data: data,
 	}}
@@ -371,61 +210,4 @@ func (r *runner) pack(ctx context.Context, cut *shard.Cut) (ready, error) {
 		item.msg.Data = nil
 	}
 	return item, nil
-}
-
-// feedCleanup gives the one shard of the cleanup phase.
-func (r *runner) feedCleanup(ctx context.Context, at protocol.Cursor, out chan<- ready) error {
-	if at.Next > 0 {
-		return io.EOF
-	}
-	item, err := r.pack(ctx, &shard.Cut{Msg: &protocol.ShardMsg{
-		Job: string(r.id), Phase: uint32(protocol.PhaseCleanup), Options: options(r.job().Record.Spec),
-	}})
-	if err != nil {
-		return err
-	}
-	at.Next++
-	item.after = at
-	select {
-	case out <- item:
-		return io.EOF
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func options(s protocol.JobSpec) *protocol.OptionsMsg {
-	o := &protocol.OptionsMsg{
-		Source: s.Source, Destination: s.Destination, Trim: s.Trim, WriteMeta: s.WriteMeta, Restore: s.Restore,
-		SkipVanished: s.Vanished == "skip", DeleteUnchecked: s.DeleteUnchecked, CheckContents: s.CheckContents,
-		Threads: uint32(s.Threads), Memory: s.Memory, ReadOnly: s.VerifyOnly,
-	}
-	if s.Verify == protocol.VerifyChecksum {
-		o.Verify = 1
-	}
-	switch s.Replace {
-	case "if-older":
-		o.Replace = 1
-	case "never":
-		o.Replace = 2
-	}
-	switch s.Sync {
-	case "none":
-		o.Sync = 1
-	case "file":
-		o.Sync = 2
-	}
-	return o
-}
-
-// metaDir opens the records that phase p resolves entries by; nil where it needs none.
-func (r *runner) metaDir(ctx context.Context, p protocol.Phase) (*controlfile.MetaDir, error) {
-	if p == protocol.PhaseDelete || p == protocol.PhaseDir {
-		return nil, nil
-	}
-	dir, err := r.metaPath(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return controlfile.OpenMetaDir(dir), nil
 }

@@ -95,9 +95,11 @@ func (c *Coordinator) loadCursor(ctx context.Context, j state.Job) error {
 		if err := json.Unmarshal(m.Data, &cur); err != nil {
 			return &fault.Error{Kind: fault.Corrupt, Op: "read the cursor of job", Path: j.ID, Err: err}
 		}
-		row := rows[cur.Phase]
-		row.Job, row.Kind, row.Published, row.Sealed = j.ID, cur.Phase, cur.Next, cur.Done
-		rows[cur.Phase] = row
+		if cur.Phase != 0 { // else nothing is published
+			row := rows[cur.Phase]
+			row.Job, row.Kind, row.Published, row.Sealed = j.ID, cur.Phase, cur.Next, cur.Done
+			rows[cur.Phase] = row
+		}
 		j.Phase, j.CutBytes = cur.Phase, cur.Bytes
 	}
 	c.update(func(t state.Tx) {

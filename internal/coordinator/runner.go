@@ -2,11 +2,11 @@ package coordinator
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
@@ -26,10 +26,13 @@ type runner struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed when something of the job changes
 
-	// Owned by the goroutine of run.
-	cursor    protocol.Cursor // as stored
-	cursorSeq uint64
-	spanEvery uint64 // one shard in so many gets a span; changes only between feeds
+	// storing is held while a batch of the job is published, and from before it is
+	// decided what is in it until the view knows.
+	storing   sync.Mutex
+	cursor    protocol.Cursor // as stored; written by the goroutine of run, with storing held
+	cursorSeq uint64          // guarded by storing
+
+	spanEvery atomic.Uint64 // one shard in so many gets a span; changes only between feeds
 }
 
 // errJobCancelled ends a runner's work so that it can end the job.
@@ -88,7 +91,7 @@ func (r *runner) run(ctx context.Context) error {
 	r.mu.Unlock()
 	var err error
 	if r.job().Record.State != protocol.StateCancelling {
-		err = r.drive(work)
+		err = r.driveOn(work)
 	}
 	if ctx.Err() == nil && r.job().Record.State == protocol.StateCancelling {
 		err = r.finishCancel(ctx)
@@ -106,6 +109,26 @@ func (r *runner) run(ctx context.Context) error {
 	return nil
 }
 
+// driveOn drives the job, again and again while NATS or a store cannot be used:
+// what is durable does not change by that.
+func (r *runner) driveOn(ctx context.Context) error {
+	for {
+		err := r.drive(ctx)
+		if err == nil || ctx.Err() != nil || !passing(err) {
+			return err
+		}
+		r.c.stall(r.id, stallPublish, "the job cannot go on: "+err.Error())
+		if !bus.Sleep(ctx, retryWait) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// passing reports whether waiting explains an error away.
+func passing(err error) bool {
+	return fault.Is(err, fault.Transient) || fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Exhausted)
+}
+
 func (r *runner) drive(ctx context.Context) error {
 	if err := r.waitForTurn(ctx); err != nil {
 		return err
@@ -113,6 +136,7 @@ func (r *runner) drive(ctx context.Context) error {
 	if err := r.readCursor(ctx); err != nil {
 		return err
 	}
+	r.recount()
 	ctx, span := r.c.tel.startJob(ctx, r.job().Record)
 	defer span.End()
 
@@ -185,12 +209,17 @@ func (r *runner) phase(ctx context.Context, p protocol.Phase) error {
 		t.PutPhase(row)
 	})
 	r.log.Info("phase is complete", "job", r.id, "phase", p, "shards", row.Published, "seconds", ended.Sub(row.Started).Seconds())
-	return r.c.save(ctx, r.id, func(rec *protocol.JobRecord) {
+	err := r.c.save(ctx, r.id, func(rec *protocol.JobRecord) {
 		if rec.Phases == nil {
 			rec.Phases = map[protocol.Phase]protocol.PhaseRecord{}
 		}
-		rec.Phases[p] = protocol.PhaseRecord{Shards: row.Published, Complete: true, Started: row.Started, Ended: row.Ended}
+		rec.Phases[p] = protocol.PhaseRecord{Shards: row.Published, Complete: true, Bytes: r.cursor.Bytes, Started: row.Started, Ended: row.Ended}
 	})
+	if err != nil {
+		return err
+	}
+	r.sweepQueue(ctx, p)
+	return nil
 }
 
 // known reports whether it is decided that p has something to do: a first file
@@ -229,27 +258,6 @@ func cutBy(j state.Job, kind, p protocol.Phase) bool {
 		return false
 	}
 	return p.Reads(kind)
-}
-
-// readCursor takes the job's cursor over.
-func (r *runner) readCursor(ctx context.Context) error {
-	m, err := r.c.cfg.Bus.Last(ctx, protocol.StreamShards, protocol.CursorSubject(r.id))
-	if errors.Is(err, bus.ErrNotFound) {
-		r.cursor, r.cursorSeq = protocol.Cursor{Epoch: r.job().Record.Epoch}, 0
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var cur protocol.Cursor
-	if err := json.Unmarshal(m.Data, &cur); err != nil {
-		return &fault.Error{Kind: fault.Corrupt, Op: "read the cursor of job", Path: string(r.id), Err: err}
-	}
-	r.cursor, r.cursorSeq = cur, m.Sequence
-	// A new epoch in the cursor refuses every batch that the leader before may
-	// still have under way.
-	cur.Epoch = r.job().Record.Epoch
-	return r.store(ctx, nil, cur)
 }
 
 // waitForTurn keeps the job queued while another with an overlapping destination runs.

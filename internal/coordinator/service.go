@@ -13,6 +13,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/fsbackup/fsbackup/internal/api"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/state"
@@ -230,19 +231,33 @@ func (c *Coordinator) showFiles(job protocol.JobID, recs []protocol.FileRecord, 
 	})
 }
 
-// ready returns an error unless this coordinator leads.
+// ready returns an error unless this coordinator leads and has recovered.
 func (c *Coordinator) ready() error {
+	recovered := false
 	select {
 	case <-c.led:
-		return nil
+		recovered = true
 	default:
-		return fault.New(fault.Transient, "coordinator %s does not lead yet", c.cfg.Name)
 	}
+	name := c.leader.Load()
+	switch {
+	case c.leads() && recovered:
+		return nil
+	case c.leads():
+		return fault.New(fault.Transient, "coordinator %s is about to lead, it still reads what is stored", c.cfg.Name)
+	case recovered || name == nil || *name == "":
+		return fault.New(fault.Transient, "coordinator %s is %w any more, or not yet", c.cfg.Name, api.ErrNotLeader)
+	}
+	return fault.New(fault.Transient, "coordinator %s is %w, %s is", c.cfg.Name, api.ErrNotLeader, *name)
 }
 
 // Cancel stops a job: queued shards are removed, running ones abandoned.
 func (c *Coordinator) Cancel(ctx context.Context, q protocol.JobRequest) (protocol.JobView, error) {
-	if err := c.cancelJob(ctx, q.Job, "cancelled by request", false); err != nil {
+	err := c.ready()
+	if err == nil {
+		err = c.cancelJob(ctx, q.Job, "cancelled by request", false)
+	}
+	if err != nil {
 		return protocol.JobView{}, err
 	}
 	return c.Job(ctx, q)
@@ -259,6 +274,9 @@ func (c *Coordinator) Resume(ctx context.Context, q protocol.JobRequest) (protoc
 }
 
 func (c *Coordinator) setPaused(ctx context.Context, q protocol.JobRequest, paused bool) (protocol.JobView, error) {
+	if err := c.ready(); err != nil {
+		return protocol.JobView{}, err
+	}
 	err := c.transition(ctx, q.Job, func(rec *protocol.JobRecord) error {
 		if rec.State.Final() || rec.State == protocol.StateCancelling {
 			return alreadyEnded(*rec)
@@ -298,6 +316,9 @@ func (c *Coordinator) erase(ctx context.Context, id protocol.JobID, record bool)
 		}
 	}
 	c.dropCheckpoint(ctx, id)
+	if err := c.dropMarks(ctx, id); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(c.dir(id)); err != nil {
 		return fmt.Errorf("remove the files of job %s: %w", id, err)
 	}

@@ -66,13 +66,11 @@ func (c *Coordinator) noteStalls() {
 	}
 	var verdicts []verdict
 	c.view(func(t state.Tx) {
-		for j := range t.Jobs() {
-			if j.Record.State == protocol.StateRunning {
-				v := verdict{job: j.Record.ID}
-				v.workers, v.roots = workersFor(t, j)
-				v.space = exhausted(t, j)
-				verdicts = append(verdicts, v)
-			}
+		for j := range t.JobsIn(protocol.StateRunning) {
+			v := verdict{job: j.Record.ID}
+			v.workers, v.roots = workersFor(t, j)
+			v.space = exhausted(t, j)
+			verdicts = append(verdicts, v)
 		}
 	})
 	for _, v := range verdicts {

@@ -14,8 +14,12 @@ import (
 // forgetAfter is how long a lost worker stays in the list, for people to see.
 const forgetAfter = 10 * time.Minute
 
-// heartbeat answers a worker's heartbeat.
+// heartbeat answers a worker's heartbeat, unless another may lead: its answer is
+// the one that counts.
 func (c *Coordinator) heartbeat(data []byte) []byte {
+	if !c.leads() {
+		return nil
+	}
 	var h protocol.Heartbeat
 	reply := protocol.HeartbeatReply{Wire: protocol.WireMajor, Leader: c.cfg.Name, Timing: c.cfg.Timing}
 	switch err := json.Unmarshal(data, &h); {
@@ -26,7 +30,9 @@ func (c *Coordinator) heartbeat(data []byte) []byte {
 	default:
 		reply.Refused = c.noteWorker(h)
 	}
-	if reply.Refused == "" {
+	// Before all jobs are known, one that is not known is no reason to stop it: the
+	// worker would take its shards out of the queue.
+	if reply.Refused == "" && c.ready() == nil {
 		reply.Cancelled = c.toStop(h)
 	}
 	out, err := json.Marshal(reply)
@@ -43,7 +49,7 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 		return err.Error()
 	}
 	now := c.now()
-	refused, joined := "", false
+	refused, joined, counts, pools := "", false, false, []string{h.Pool}
 	c.update(func(t state.Tx) {
 		w, known := t.Worker(h.Worker)
 		if known && !w.Lost && w.Beat.Instance != h.Instance && !w.Beat.Leaving {
@@ -51,6 +57,10 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 			return
 		}
 		joined = !known || w.Lost || w.Beat.Instance != h.Instance
+		counts = joined || w.Beat.Slots != h.Slots || w.Beat.Pool != h.Pool || w.Beat.Leaving != h.Leaving
+		if known {
+			pools = append(pools, w.Beat.Pool)
+		}
 		t.PutWorker(state.Worker{Name: h.Worker, Beat: h, LastSeen: now})
 	})
 	if refused == "" {
@@ -60,8 +70,16 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 		if h.Leaving {
 			c.log.Info("worker leaves", "worker", h.Worker)
 		}
-		c.countPools(h.Pool)
-		c.pokeAll()
+		// Thousands of workers report every few seconds: most have no news for
+		// anybody.
+		if counts {
+			c.countPools(pools...)
+		}
+		for _, id := range h.Seen {
+			if r := c.runner(id); r != nil {
+				r.poke() // it is being cancelled, and waits for this
+			}
+		}
 	}
 	return refused
 }
@@ -70,10 +88,8 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 func (c *Coordinator) toStop(h protocol.Heartbeat) []protocol.JobID {
 	var out []protocol.JobID
 	c.view(func(t state.Tx) {
-		for j := range t.Jobs() {
-			if j.Record.State == protocol.StateCancelling {
-				out = append(out, j.Record.ID)
-			}
+		for j := range t.JobsIn(protocol.StateCancelling) {
+			out = append(out, j.Record.ID)
 		}
 		for _, r := range h.Running {
 			if j, ok := t.Job(r.Job); (!ok || j.Record.State.Final()) && !slices.Contains(out, r.Job) {
@@ -193,10 +209,15 @@ type rootsState struct {
 // claimRoots tells a worker what it must find in a job's roots, or to be the one
 // who leaves it there.
 func (c *Coordinator) claimRoots(ctx context.Context, data []byte) []byte {
+	if !c.leads() {
+		return nil
+	}
 	var q protocol.RootsClaim
 	var reply protocol.RootsReply
 	if err := json.Unmarshal(data, &q); err != nil {
 		reply.Error = "claim cannot be read: " + err.Error()
+	} else if c.ready() != nil {
+		reply.Wait = true
 	} else {
 		reply = c.rootsFor(ctx, q)
 	}

@@ -214,6 +214,7 @@ type JobRecord struct {
 type PhaseRecord struct {
 	Shards   uint64    `json:"shards"`
 	Complete bool      `json:"complete"`
+	Bytes    uint64    `json:"bytes,omitempty"` // of the cursor at its end
 	Started  time.Time `json:"started,omitzero"`
 	Ended    time.Time `json:"ended,omitzero"`
 }

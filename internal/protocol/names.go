@@ -88,6 +88,11 @@ func ShardSubject(class, pool string, job JobID, p Phase, n uint64) string {
 // JobShards matches all shards of a job.
 func JobShards(job JobID) string { return "fsb.shard.*.*." + string(job) + ".>" }
 
+// PhaseShards matches the shards of one phase of a job.
+func PhaseShards(class, pool string, job JobID, p Phase) string {
+	return fmt.Sprintf("fsb.shard.%s.%s.%s.%d.>", class, pool, job, p)
+}
+
 // CursorSubject is where a job's cursor is.
 func CursorSubject(job JobID) string { return "fsb.cursor." + string(job) }
 

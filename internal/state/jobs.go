@@ -14,6 +14,7 @@ const tableJobs = "jobs"
 // Job is a job with what has been folded of it.
 type Job struct {
 	ID       string
+	State    string // Record's: the index needs a field
 	Record   protocol.JobRecord
 	Revision uint64 // of Record in its bucket
 	Phase    protocol.Phase
@@ -37,6 +38,9 @@ type Stall struct {
 func jobsSchema() *memdb.TableSchema {
 	return &memdb.TableSchema{Name: tableJobs, Indexes: map[string]*memdb.IndexSchema{
 		"id": {Name: "id", Unique: true, Indexer: stringIndex("ID")},
+		// Of many jobs most have ended, and what looks at all that run or are being
+		// cancelled does so once a second, or with each heartbeat.
+		"state": {Name: "state", Indexer: stringIndex("State"), AllowMissing: true},
 	}}
 }
 
@@ -46,8 +50,16 @@ func (t Tx) Job(id protocol.JobID) (Job, bool) { return first[Job](t.t, tableJob
 // Jobs yields all jobs, oldest first.
 func (t Tx) Jobs() iter.Seq[Job] { return each[Job](t.t, tableJobs, "id") }
 
+// JobsIn yields the jobs in a state, oldest first.
+func (t Tx) JobsIn(s protocol.State) iter.Seq[Job] {
+	return each[Job](t.t, tableJobs, "state", string(s))
+}
+
 // PutJob adds or replaces a job.
-func (t Tx) PutJob(j Job) { put(t.t, tableJobs, j) }
+func (t Tx) PutJob(j Job) {
+	j.State = string(j.Record.State)
+	put(t.t, tableJobs, j)
+}
 
 // DropJob removes a job and everything of it.
 func (t Tx) DropJob(id protocol.JobID) {

@@ -1,0 +1,258 @@
+package clustertest
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/fsbackup/fsbackup/internal/bus"
+	"github.com/fsbackup/fsbackup/internal/client"
+	"github.com/fsbackup/fsbackup/internal/controlfile"
+	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/shard"
+)
+
+// clusterSeeds is how many random schedules are tried; FSBACKUP_CLUSTER_SEEDS
+// asks for more.
+const clusterSeeds = 2
+
+func seeds(t *testing.T) int {
+	t.Helper()
+	s := os.Getenv("FSBACKUP_CLUSTER_SEEDS")
+	if s == "" {
+		return clusterSeeds
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("FSBACKUP_CLUSTER_SEEDS: %v", err)
+	}
+	return n
+}
+
+// storm is a cluster to which things happen.
+type storm struct {
+	*Cluster
+	t       *testing.T
+	r       *rand.Rand
+	n       int // names given so far
+	workers []*Part
+	leader  *Standby
+	cold    *frost // the leader's
+	asleep  []*Standby
+	thaws   []*frost
+}
+
+func newStorm(t *testing.T, seed uint64) *storm {
+	c := NewOn(t, Timing(), bus.ServerConfig{Listen: "127.0.0.1:0"})
+	s := &storm{Cluster: c, t: t, r: rand.New(rand.NewPCG(seed, 7))}
+	c.mu.Lock()
+	c.coord.Stop()
+	c.mu.Unlock()
+	s.newLeader()
+	for range 2 {
+		s.newWorker()
+	}
+	t.Cleanup(func() { // before the coordinators are waited for
+		for _, f := range s.thaws {
+			f.thaw()
+		}
+	})
+	return s
+}
+
+func (s *storm) name(kind string) string {
+	s.n++
+	return fmt.Sprintf("%s%d", kind, s.n)
+}
+
+// newLeader starts a coordinator and waits until it leads and answers.
+func (s *storm) newLeader() {
+	s.t.Helper()
+	s.cold = newFrost()
+	s.leader = s.StartStandby(s.name("k"), s.cold.apply)
+	<-s.leader.Coordinator.Led()
+	for {
+		v, err := s.Workers(s.t.Context())
+		if err == nil && v.Leader == s.leader.Name {
+			return
+		}
+		if s.t.Context().Err() != nil {
+			s.t.Fatalf("%s does not answer: %v", s.leader.Name, err)
+		}
+	}
+}
+
+func (s *storm) newWorker() { s.workers = append(s.workers, s.StartWorker(s.name("w"))) }
+
+// lose takes one worker away.
+func (s *storm) lose() *Part {
+	i := s.r.IntN(len(s.workers))
+	w := s.workers[i]
+	s.workers = slices.Delete(s.workers, i, i+1)
+	return w
+}
+
+// queue calls f with a connection of its own.
+func (s *storm) queue(f func(*bus.Bus) error) {
+	s.t.Helper()
+	b := s.connect("raw")
+	defer b.Close()
+	if err := f(b); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// events are what happens, by name, each to its end: what was taken away is there
+// again afterwards.
+var events = map[string]func(*storm){
+	"a worker is killed":           func(s *storm) { s.lose().Kill(); s.newWorker() },
+	"a worker is stopped":          func(s *storm) { s.newWorker(); s.lose().Stop() },
+	"the coordinator is killed":    func(s *storm) { s.leader.Kill(); s.newLeader() },
+	"the coordinator is stopped":   func(s *storm) { s.leader.Stop(); s.newLeader() },
+	"NATS is restarted":            func(s *storm) { s.RestartNATS() },
+	"the coordinator falls asleep": (*storm).sleep,
+	"a shard is acked by nobody":   (*storm).swallow,
+	"a shard is purged":            (*storm).purge,
+}
+
+// sleep freezes the leader; another takes its place. It wakes when the job is done.
+func (s *storm) sleep() {
+	s.cold.freeze()
+	s.thaws = append(s.thaws, s.cold)
+	s.asleep = append(s.asleep, s.leader)
+	s.newLeader()
+}
+
+func (s *storm) swallow() {
+	s.queue(func(b *bus.Bus) error {
+		pool, err := b.Pool(s.t.Context(), protocol.ClassStandard, client.DefaultPool)
+		if err != nil {
+			return err
+		}
+		d, err := pool.Next(s.t.Context(), time.Second)
+		if err != nil || d == nil {
+			return err
+		}
+		return d.Ack(s.t.Context())
+	})
+}
+
+func (s *storm) purge() {
+	s.queue(func(b *bus.Bus) error {
+		queued, err := b.Queued(s.t.Context(), protocol.SubjectsShards)
+		if all := slices.Sorted(maps.Keys(queued)); err == nil && len(all) > 0 {
+			err = b.Purge(s.t.Context(), protocol.StreamShards, all[s.r.IntN(len(all))], 0)
+		}
+		return err
+	})
+}
+
+func TestEveryEntryOfEveryControlFileIsInExactlyOneAcceptedResult(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(seeds(t)) {
+		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
+			t.Parallel()
+			s := newStorm(t, seed)
+			src, dst := roots(t, 100+seed, 1500)
+			files, meta := s.Scan(src)
+			id := client.NewJobID(time.Now())
+			spec := protocol.JobSpec{Source: src, Destination: dst, Meta: meta, WriteMeta: true}
+			spec.Limits.Entries = 4
+			if err := s.Client.Submit(t.Context(), id, spec, files, true); err != nil {
+				t.Fatal(err)
+			}
+			names := slices.Sorted(maps.Keys(events))
+			happened := 0
+			for range 3 {
+				at := done(s.last(id)) + 10 + s.r.Uint64N(40)
+				if v := s.Until(id, func(v protocol.JobView) bool { return done(v) >= at }); v.State.Final() {
+					break
+				}
+				what := names[s.r.IntN(len(names))]
+				t.Logf("seed %d: after %d shards %s", seed, at, what)
+				events[what](s)
+				happened++
+			}
+			v := s.Wait(id)
+			for _, f := range s.thaws {
+				f.thaw()
+			}
+			s.thaws = nil
+			for _, old := range s.asleep {
+				<-old.done
+			}
+			whole(t, v, src, dst)
+			s.accounted(id, files)
+			if now := s.last(id); now.Stats != v.Stats || now.State != v.State {
+				t.Errorf("the record changed after the end: %+v, then %+v", v.Stats, now.Stats)
+			}
+			if happened == 0 {
+				t.Error("nothing happened: the job was too fast")
+			}
+		})
+	}
+}
+
+func (s *storm) last(id protocol.JobID) protocol.JobView {
+	s.t.Helper()
+	return s.Until(id, func(protocol.JobView) bool { return true })
+}
+
+// accounted fails the test unless the accepted results of a job cover its control
+// files: shards 0 to the last of each phase, once each, with as many entries as
+// the files of the phase have.
+func (s *storm) accounted(id protocol.JobID, files client.Files) {
+	s.t.Helper()
+	want := map[protocol.Phase]uint64{}
+	for _, f := range files.Control {
+		sum, err := controlfile.Check(f.Path, shard.KindOf(f.Phase))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		want[f.Phase] += sum.Dirs + sum.Files
+		if f.Phase == protocol.PhaseCopy {
+			want[protocol.PhaseFinish] += sum.Dirs
+		}
+	}
+	got := map[protocol.Phase]uint64{}
+	numbers := map[protocol.Phase][]uint64{}
+	all := errors.New("all read")
+	s.queue(func(b *bus.Bus) error {
+		err := b.Tail(s.t.Context(), protocol.StreamResults, protocol.JobResults(id), 1, func(m bus.Stored) error {
+			_, p, n, ok := protocol.ParseResultSubject(m.Subject)
+			var r protocol.ResultMsg
+			if err := protocol.Decode(m.Data, protocol.TypeResult, &r); err != nil || !ok {
+				return fmt.Errorf("result %s: %w", m.Subject, err)
+			}
+			got[p] += r.GetEntries()
+			numbers[p] = append(numbers[p], n)
+			if m.Pending == 0 {
+				return all
+			}
+			return nil
+		})
+		if errors.Is(err, all) {
+			return nil
+		}
+		return err
+	})
+	delete(got, protocol.PhaseCleanup)
+	if !maps.Equal(got, want) {
+		s.t.Errorf("entries in accepted results: %v, in the control files: %v", got, want)
+	}
+	for p, ns := range numbers {
+		slices.Sort(ns)
+		for i, n := range ns {
+			if n != uint64(i) {
+				s.t.Errorf("%s: result %d of %d is of shard %d", p, i, len(ns), n)
+				break
+			}
+		}
+	}
+}
