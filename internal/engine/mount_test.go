@@ -47,7 +47,7 @@ func loopFS(t testing.TB, kind string, mkfsArgs ...string) string {
 	if err != nil {
 		t.Skipf("needs mkfs.%s", kind)
 	}
-	dir := t.TempDir()
+	dir := shm(t)
 	img, at := filepath.Join(dir, "img"), filepath.Join(dir, "mnt")
 	must(t, os.Mkdir(at, 0o755))
 	must(t, os.WriteFile(img, nil, 0o600))
