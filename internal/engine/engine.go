@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,10 @@ type Engine struct {
 	bufs     *buffers
 	dirCache int  // descriptors per side and batch
 	override bool // permission bits do not bind this process
+	begun    time.Time
+
+	busyMu sync.Mutex
+	busy   map[*crew]struct{} // guarded by busyMu
 }
 
 // overrides reports whether the process has the capability that lifts the
@@ -101,11 +106,19 @@ func New(cfg Config) (*Engine, error) {
 		bufs:     newBuffers(cfg.Memory),
 		dirCache: dirCacheSize(),
 		override: overrides(),
+		begun:    time.Now(),
+		busy:     map[*crew]struct{}{},
 	}, nil
 }
 
-// Close releases what the engine itself holds. All jobs must be closed before.
-func (e *Engine) Close() error { return e.proc.Close() }
+// Close releases what the engine itself holds. All jobs must be closed before,
+// but for those that hang in a system call: these keep what they may yet use.
+func (e *Engine) Close() error {
+	if !e.idle() {
+		return nil
+	}
+	return e.proc.Close()
+}
 
 // slots is a counting semaphore.
 type slots chan struct{}
