@@ -28,6 +28,10 @@ func (c *Coordinator) heartbeat(data []byte) []byte {
 	}
 	if reply.Refused == "" {
 		reply.Cancelled = c.toStop(h)
+		c.view(func(t state.Tx) {
+			w, _ := t.Worker(h.Worker)
+			reply.Drain = w.Drain
+		})
 	}
 	out, err := json.Marshal(reply)
 	if err != nil {
@@ -51,7 +55,9 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 			return
 		}
 		joined = !known || w.Lost || w.Beat.Instance != h.Instance
-		t.PutWorker(state.Worker{Name: h.Worker, Beat: h, LastSeen: now})
+		// A process that is started anew is not the one that was to leave.
+		drain := known && w.Drain && w.Beat.Instance == h.Instance
+		t.PutWorker(state.Worker{Name: h.Worker, Beat: h, LastSeen: now, Drain: drain})
 	})
 	if refused == "" {
 		if joined {
@@ -92,7 +98,7 @@ func (c *Coordinator) countPools(pools ...string) {
 	}
 	c.view(func(t state.Tx) {
 		for w := range t.Workers() {
-			if w.Lost || w.Beat.Leaving {
+			if !w.Takes() {
 				continue
 			}
 			k := caps[w.Beat.Pool]

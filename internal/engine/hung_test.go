@@ -2,31 +2,14 @@ package engine
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-)
 
-// freezable returns a directory on a file system of its own, and what freezes it:
-// whatever writes there then hangs in the kernel until thaw is called.
-func freezable(t *testing.T) (dir string, freeze, thaw func()) {
-	t.Helper()
-	dir = loopFS(t, "ext4", "-q")
-	if _, err := exec.LookPath("fsfreeze"); err != nil {
-		t.Skip("needs fsfreeze")
-	}
-	do := func(how string) {
-		if out, err := exec.Command("fsfreeze", how, dir).CombinedOutput(); err != nil {
-			t.Errorf("fsfreeze %s: %v: %s", how, err, out)
-		}
-	}
-	var once sync.Once
-	thaw = func() { once.Do(func() { do("--unfreeze") }) }
-	return dir, func() { t.Cleanup(thaw); do("--freeze") }, thaw
-}
+	"github.com/fsbackup/fsbackup/internal/treetest"
+)
 
 // hung waits until n operations hang, and returns them.
 func (g *rig) hung(n int, patience time.Duration) []Operation {
@@ -50,7 +33,7 @@ func (g *rig) hung(n int, patience time.Duration) []Operation {
 // hangs is named, another job goes through meanwhile, and once the file system
 // is back the first one ends as if nothing had been.
 func TestHungFileSystemIsNamedAndKeepsNothingFromOthers(t *testing.T) {
-	dir, freeze, thaw := freezable(t)
+	dir, freeze, thaw := treetest.Freezable(t)
 	g := newRig(t)
 	must(t, g.e.Close())
 	e, err := New(Config{ReadThreads: 2, WriteThreads: 2, Memory: bufferSize})
@@ -144,7 +127,7 @@ func TestWhatIsSlowIsNotHung(t *testing.T) {
 
 // TestRootThatHangsIsNamed does so for what concerns a root as a whole.
 func TestRootThatHangsIsNamed(t *testing.T) {
-	dir, freeze, thaw := freezable(t)
+	dir, freeze, thaw := treetest.Freezable(t)
 	g := newRig(t)
 	g.spec.Destination = dir
 	j, err := g.e.OpenJob(g.spec)
