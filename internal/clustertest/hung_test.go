@@ -98,8 +98,7 @@ func TestHungJobThatIsCancelledSaysWhatItWaitsFor(t *testing.T) {
 }
 
 // TestDrainedWorkerFinishesWhatItHas drains a worker while its shards hang: it
-// stays until they are done, and takes none of the many that
-// are left.
+// stays until they are done, and takes none of the many that are left.
 func TestDrainedWorkerFinishesWhatItHas(t *testing.T) {
 	dir, freeze, thaw := treetest.Freezable(t)
 	c := New(t, Timing())
