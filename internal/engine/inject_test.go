@@ -404,7 +404,7 @@ var faults = map[string][]unix.Errno{
 	"symlinkat": {unix.ENOSPC, unix.EIO}, "linkat": {unix.ENOSPC, unix.EIO, unix.EPERM, unix.EMLINK}, "renameat": {unix.EIO, unix.ENOSPC, unix.EDQUOT},
 	"renameat2": {unix.EIO, unix.ENOSPC}, "unlinkat": {unix.EIO, unix.EPERM}, "fchmod": {unix.EIO, unix.EPERM}, "chmod": {unix.EIO}, "fchmodat": {unix.EIO},
 	"fchown": {unix.EIO, unix.EDQUOT}, "fchownat": {unix.EIO}, "chown": {unix.EIO}, "lchown": {unix.EIO}, "utimensat": {unix.EIO}, "setxattr": {unix.ENOSPC, unix.EIO},
-	"fsetxattr": {unix.EIO, unix.EDQUOT}, "lsetxattr": {unix.EIO}, "getdents64": {unix.EIO}, "newfstatat": {unix.EIO}, "fstat": {unix.EIO}, "readlinkat": {unix.EIO}, "close": {unix.EIO},
+	"fsetxattr": {unix.EIO, unix.EDQUOT}, "lsetxattr": {unix.EIO}, "getdents64": {unix.EIO}, "newfstatat": {unix.EIO}, "statx": {unix.EIO, unix.ENOSYS}, "fstat": {unix.EIO}, "readlinkat": {unix.EIO}, "close": {unix.EIO},
 	"flistxattr": {unix.EIO}, "fgetxattr": {unix.EIO}, "listxattr": {unix.EIO}, "getxattr": {unix.EIO}, "lseek": {unix.EIO}, "ioctl": {unix.EIO},
 }
 

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -41,29 +40,20 @@ func shm(t testing.TB) string {
 	return d
 }
 
-// chattr makes p immutable for the time of the test.
-func chattr(t testing.TB, p string) {
-	t.Helper()
-	if out, err := exec.Command("chattr", "+i", p).CombinedOutput(); err != nil {
-		t.Skipf("needs chattr: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("chattr", "-i", p).CombinedOutput(); err != nil {
-			t.Errorf("chattr: %v: %s", err, out)
-		}
-	})
-}
-
-// TestEveryFileSystem runs the whole backup on each kind, source and
-// destination on the same one and, for tmpfs, across two.
-func TestEveryFileSystem(t *testing.T) {
-	kinds := map[string]func(testing.TB) string{
+// fileSystems makes a directory on each kind.
+func fileSystems() map[string]func(testing.TB) string {
+	return map[string]func(testing.TB) string{
 		"tmpfs": shm,
 		"ext4":  func(t testing.TB) string { return treetest.LoopFS(t, "ext4", "-q") },
 		"xfs":   func(t testing.TB) string { return treetest.LoopFS(t, "xfs", "-q") },
 		"btrfs": func(t testing.TB) string { return treetest.LoopFS(t, "btrfs", "-q") },
 	}
-	for kind, dir := range kinds {
+}
+
+// TestEveryFileSystem runs the whole backup on each kind, source and
+// destination on the same one and, for tmpfs, across two.
+func TestEveryFileSystem(t *testing.T) {
+	for kind, dir := range fileSystems() {
 		t.Run(kind, func(t *testing.T) {
 			g := newRigIn(t, dir(t))
 			g.spec.Sync = SyncBatch

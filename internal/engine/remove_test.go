@@ -184,7 +184,7 @@ func TestWhatCantBeDeletedDoesNotKeepTheRest(t *testing.T) {
 	g.target("d/a", "x")
 	g.target("d/z", "x")
 	stuck := g.target("d/m/stuck", "x")
-	chattr(t, stuck)
+	chattr(t, "+i", stuck)
 	o := g.run(g.batch(2, tree("d")))
 	wantFailures(t, o, "d")
 	if len(o.Failures) == 1 && o.Failures[0].Errno != int(unix.EPERM) {

@@ -28,6 +28,7 @@ func LoopFS(t testing.TB, kind string, mkfsArgs ...string) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // what is mounted in it makes this fail, and the unmount said so
 	b := Builder{t, dir}
+	b.must(os.Chmod(dir, 0o755)) // ordinary users get to the mount
 	b.Dir("mnt")
 	b.File("img", "")
 	b.must(os.Truncate(b.Path("img"), 512<<20))
