@@ -23,7 +23,7 @@ GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 COMPOSE ?= $(shell if command -v docker-compose >/dev/null 2>&1; then echo docker-compose; else echo docker compose; fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint fuzz-short seeds chaos chaos-mutants verify-large bench generate generate-check clean lib install image compose compose-up compose-down
+.PHONY: help build test race long lint fuzz-short seeds chaos chaos-mutants verify-large bench generate generate-check clean lib install image compose compose-up compose-down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: ## run all tests under the race detector; needs neither Docker nor network
 
 race: ## run all tests three times under the race detector, in random order
 	$(GO) test -race -timeout 45m -count 3 -shuffle on $(TESTFLAGS) ./...
+
+long: ## run the tests of the engine in their full form: every system call killed and failed, 10,000 rounds of swaps; about an hour
+	FSBACKUP_LONG=1 $(GO) test -race -timeout 4h -count 1 -v $(TESTFLAGS) ./internal/engine/...
 
 lint: $(GOLANGCI) ## check format, go vet and the linters of .golangci.yml
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null)); \

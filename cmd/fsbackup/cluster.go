@@ -262,30 +262,3 @@ func (c jobsCmd) Run(a *app) error {
 	}
 	return w.Flush() //nolint:wrapcheck // the writer names itself
 }
-
-type workersCmd struct {
-	connection
-	JSON bool `help:"Print JSON."`
-}
-
-// Run lists workers.
-func (c workersCmd) Run(a *app) error {
-	cl, free, err := c.connect(a)
-	if err != nil {
-		return err
-	}
-	defer free()
-	r, err := cl.Workers(a.ctx)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return printJSON(a.stdout, r)
-	}
-	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, "WORKER\tSTATE\tPOOL\tHOST\tRUNNING\tDONE\tMEMORY\tROOTS")
-	for _, v := range r.Workers {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d\t%s\t%v\n", v.Name, v.State, v.Pool, v.Host, len(v.Running), v.Slots, v.Done, bytesText(uint64(v.RSS)), v.Allow)
-	}
-	return w.Flush() //nolint:wrapcheck // the writer names itself
-}

@@ -61,6 +61,7 @@ type cli struct {
 	Jobs     jobsCmd     `cmd:"" help:"List jobs, newest first."`
 	Forget   forgetCmd   `cmd:"" help:"Forget a job that has ended, with its results and failures."`
 	Workers  workersCmd  `cmd:"" help:"List workers."`
+	Drain    drainCmd    `cmd:"" help:"Have a worker finish what it has, take nothing more, and leave."`
 	Version  versionCmd  `cmd:"" help:"Show the version."`
 
 	Completion kongcompletion.Completion `cmd:"" help:"Print how to set up shell completion."`

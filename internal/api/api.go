@@ -25,6 +25,7 @@ type Service interface {
 	Drop(context.Context, protocol.JobRequest) (protocol.JobView, error)
 	Failures(context.Context, protocol.FailuresRequest) (protocol.FailuresReply, error)
 	Workers(context.Context, struct{}) (protocol.WorkersReply, error)
+	Drain(context.Context, protocol.WorkerRequest) (protocol.WorkersReply, error)
 }
 
 // Names of the operations, as endpoints.
@@ -39,6 +40,7 @@ const (
 	OpDrop     = "drop"
 	OpFailures = "failures"
 	OpWorkers  = "workers"
+	OpDrain    = "drain"
 )
 
 // operation is one operation with its request and reply as JSON.
@@ -71,6 +73,7 @@ func operations(s Service) []operation {
 	return []operation{
 		op(OpSubmit, s.Submit), op(OpAppend, s.Append), op(OpJob, s.Job), op(OpJobs, s.Jobs), op(OpCancel, s.Cancel), op(OpPause, s.Pause),
 		op(OpResume, s.Resume), op(OpDrop, s.Drop), op(OpFailures, s.Failures), op(OpWorkers, s.Workers),
+		op(OpDrain, s.Drain),
 	}
 }
 

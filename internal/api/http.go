@@ -24,6 +24,7 @@ const maxRequest = 8 << 20
 //	DELETE /api/v1/jobs/ID          forget an ended job
 //	GET  /api/v1/jobs/ID/failures   ?after=PAGE&limit=N
 //	GET  /api/v1/workers            all workers
+//	POST /api/v1/workers/NAME/drain have one finish what it has and leave
 //
 // Errors are an ErrorReply with a fitting status.
 func Handler(s Service) http.Handler {
@@ -85,6 +86,10 @@ func Handler(s Service) http.Handler {
 	})
 	m.HandleFunc("GET /api/v1/workers", func(w http.ResponseWriter, r *http.Request) {
 		v, err := s.Workers(r.Context(), struct{}{})
+		respond(w, v, err)
+	})
+	m.HandleFunc("POST /api/v1/workers/{name}/drain", func(w http.ResponseWriter, r *http.Request) {
+		v, err := s.Drain(r.Context(), protocol.WorkerRequest{Worker: r.PathValue("name")})
 		respond(w, v, err)
 	})
 	return m

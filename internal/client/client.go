@@ -197,6 +197,11 @@ func (c *Client) Workers(ctx context.Context) (protocol.WorkersReply, error) {
 	return call[protocol.WorkersReply](ctx, c, api.OpWorkers, struct{}{})
 }
 
+// Drain has a worker finish what it has, take nothing more, and leave.
+func (c *Client) Drain(ctx context.Context, name string) (protocol.WorkersReply, error) {
+	return call[protocol.WorkersReply](ctx, c, api.OpDrain, protocol.WorkerRequest{Worker: name})
+}
+
 // Cancel stops a job.
 func (c *Client) Cancel(ctx context.Context, id protocol.JobID) (protocol.JobView, error) {
 	return call[protocol.JobView](ctx, c, api.OpCancel, protocol.JobRequest{Job: id})

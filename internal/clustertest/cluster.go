@@ -191,6 +191,12 @@ func (p *Part) Stop() {
 	<-p.done
 }
 
+// Wait waits until a part has ended by itself, and returns its error.
+func (p *Part) Wait() error {
+	<-p.done
+	return p.err
+}
+
 // Kill cuts a part off from NATS before it ends.
 func (p *Part) Kill() {
 	p.bus.Close()

@@ -88,7 +88,7 @@ func allowedSomewhere(t state.Tx, spec protocol.JobSpec) error {
 	live := 0
 	var allow []string
 	for w := range t.Workers() {
-		if w.Lost || w.Beat.Leaving || w.Beat.Pool != spec.Pool {
+		if !w.Takes() || w.Beat.Pool != spec.Pool {
 			continue
 		}
 		live++

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
@@ -18,6 +19,7 @@ const (
 	stallWorkers = "workers"
 	stallRoots   = protocol.StallRoots
 	stallSpace   = "space"
+	stallHung    = "hung"
 	stallQueue   = "queue"
 )
 
@@ -61,22 +63,26 @@ func (c *Coordinator) stall(job protocol.JobID, cause, text string) {
 // noteStalls looks at what workers and attempts say of each job.
 func (c *Coordinator) noteStalls() {
 	type verdict struct {
-		job                   protocol.JobID
-		workers, roots, space string
+		job                         protocol.JobID
+		workers, roots, space, hung string
 	}
 	var verdicts []verdict
 	c.view(func(t state.Tx) {
 		for j := range t.JobsIn(protocol.StateRunning) {
-			v := verdict{job: j.Record.ID}
+			v := verdict{job: j.Record.ID, hung: hung(t, j)}
 			v.workers, v.roots = workersFor(t, j)
 			v.space = exhausted(t, j)
 			verdicts = append(verdicts, v)
+		}
+		for j := range t.JobsIn(protocol.StateCancelling) { // waits for what runs
+			verdicts = append(verdicts, verdict{job: j.Record.ID, hung: hung(t, j)})
 		}
 	})
 	for _, v := range verdicts {
 		c.stall(v.job, stallWorkers, v.workers)
 		c.stall(v.job, stallRoots, v.roots)
 		c.stall(v.job, stallSpace, v.space)
+		c.stall(v.job, stallHung, v.hung)
 	}
 }
 
@@ -85,7 +91,7 @@ func workersFor(t state.Tx, j state.Job) (none, refused string) {
 	pool := j.Record.Spec.Pool
 	live, unfit := 0, []string{}
 	for w := range t.Workers() {
-		if w.Lost || w.Beat.Leaving || w.Beat.Pool != pool {
+		if !w.Takes() || w.Beat.Pool != pool {
 			continue
 		}
 		live++
@@ -118,4 +124,34 @@ func exhausted(t state.Tx, j state.Job) string {
 		}
 	}
 	return ""
+}
+
+// hung says whether file operations of the job show no progress, and which is
+// the oldest.
+func hung(t state.Tx, j state.Job) string {
+	var oldest protocol.HungOp
+	var where string
+	n := 0
+	for w := range t.Workers() {
+		if w.Lost || w.Beat.Leaving {
+			continue
+		}
+		for _, o := range w.Beat.Hung {
+			if o.Job != j.Record.ID {
+				continue
+			}
+			if n++; n == 1 || o.Since.Before(oldest.Since) {
+				oldest, where = o, w.Name
+			}
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	more := ""
+	if n > 1 {
+		more = fmt.Sprintf(", and %d more", n-1)
+	}
+	return fmt.Sprintf("a file operation hangs on worker %s: %s %q, no progress since %s%s; see to the file systems there: the job goes on by itself when they answer; or stop that worker, and another takes over",
+		where, oldest.Doing, oldest.Path, oldest.Since.UTC().Format(time.RFC3339), more)
 }

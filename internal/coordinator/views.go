@@ -61,13 +61,15 @@ func (c *Coordinator) Workers(context.Context, struct{}) (protocol.WorkersReply,
 		for w := range t.Workers() {
 			v := protocol.WorkerView{
 				Name: w.Name, Pool: w.Beat.Pool, Host: w.Beat.Host, Version: w.Beat.Version, Slots: w.Beat.Slots,
-				Running: w.Beat.Running, Allow: w.Beat.Allow, LastSeen: w.LastSeen, State: "live", Done: w.Beat.Done, RSS: w.Beat.RSS, Unfit: w.Beat.Unfit,
+				Running: w.Beat.Running, Allow: w.Beat.Allow, LastSeen: w.LastSeen, State: "live", Done: w.Beat.Done, RSS: w.Beat.RSS, Unfit: w.Beat.Unfit, Hung: w.Beat.Hung,
 			}
 			switch {
 			case w.Beat.Leaving:
 				v.State = "left"
 			case w.Lost:
 				v.State = "lost"
+			case !w.Takes():
+				v.State = "drained"
 			}
 			out.Workers = append(out.Workers, v)
 		}

@@ -34,6 +34,10 @@ func (c *Coordinator) heartbeat(data []byte) []byte {
 	// worker would take its shards out of the queue.
 	if reply.Refused == "" && c.ready() == nil {
 		reply.Cancelled = c.toStop(h)
+		c.view(func(t state.Tx) {
+			w, _ := t.Worker(h.Worker)
+			reply.Drain = w.Drain
+		})
 	}
 	out, err := json.Marshal(reply)
 	if err != nil {
@@ -61,7 +65,9 @@ func (c *Coordinator) noteWorker(h protocol.Heartbeat) string {
 		if known {
 			pools = append(pools, w.Beat.Pool)
 		}
-		t.PutWorker(state.Worker{Name: h.Worker, Beat: h, LastSeen: now})
+		// A process that is started anew is not the one that was to leave.
+		drain := known && w.Drain && w.Beat.Instance == h.Instance
+		t.PutWorker(state.Worker{Name: h.Worker, Beat: h, LastSeen: now, Drain: drain})
 	})
 	if refused == "" {
 		if joined {
@@ -108,7 +114,7 @@ func (c *Coordinator) countPools(pools ...string) {
 	}
 	c.view(func(t state.Tx) {
 		for w := range t.Workers() {
-			if w.Lost || w.Beat.Leaving {
+			if !w.Takes() {
 				continue
 			}
 			k := caps[w.Beat.Pool]

@@ -114,7 +114,7 @@ func TestKilledAttemptsTemporariesAreRemoved(t *testing.T) {
 	j, err := g.e.OpenJob(g.spec)
 	must(t, err)
 	defer func() { must(t, j.Close()) }()
-	r := &run{j: j, b: b}
+	r := &run{execution: &execution{j: j, b: b}}
 	for i, dir := range []string{"d/", ""} {
 		for _, a := range b.Predecessors {
 			g.target(dir+r.tempName(a, uint32(i)), "half")
@@ -158,7 +158,7 @@ func TestRemovedTemporaryMeansStale(t *testing.T) {
 
 func TestTemporaryNames(t *testing.T) {
 	j := &Job{spec: JobSpec{ID: "j"}}
-	r := &run{j: j, b: &Batch{Phase: 1, N: 2}}
+	r := &run{execution: &execution{j: j, b: &Batch{Phase: 1, N: 2}}}
 	seen := map[string]bool{}
 	for seq := range uint64(10) {
 		for del := range uint32(10) {

@@ -32,6 +32,9 @@ const (
 	WarnXattrTooLarge = "xattr-too-large"
 	// WarnXattrUnreadable: an attribute of the source could not be read.
 	WarnXattrUnreadable = "xattr-unreadable"
+	// WarnFlags: the source is immutable or append-only (chattr +i, +a). A target
+	// that were so could be neither updated nor deleted by the next run.
+	WarnFlags = "flags-not-copied"
 	// WarnTime: the destination can't hold a time so early or so late.
 	WarnTime = "time-out-of-range"
 	// WarnSocket: the destination holds no sockets.

@@ -139,7 +139,7 @@ func BenchmarkLargeFile(b *testing.B) {
 
 // BenchmarkTempName is the cost of the name that only replaced targets need.
 func BenchmarkTempName(b *testing.B) {
-	r := &run{j: &Job{spec: JobSpec{ID: "01JOB" + strconv.Itoa(1)}}, b: &Batch{}}
+	r := &run{execution: &execution{j: &Job{spec: JobSpec{ID: "01JOB" + strconv.Itoa(1)}}, b: &Batch{}}}
 	for b.Loop() {
 		_ = r.tempName(AttemptID{1, 1}, 7)
 	}

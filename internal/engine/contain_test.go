@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -52,7 +51,7 @@ func TestEverythingWorksWithBothResolvers(t *testing.T) {
 // are expected and runs every operation through them.
 func TestPlantedLinks(t *testing.T) {
 	bothResolvers(t, func(t *testing.T, g *rig) {
-		outside := t.TempDir()
+		outside := shm(t)
 		put(t, filepath.Join(outside, "f"), "precious")
 		put(t, filepath.Join(outside, "d/f"), "precious")
 		before := listing(t, outside)
@@ -79,7 +78,7 @@ func TestPlantedLinks(t *testing.T) {
 // TestSourceLinksAreNotFollowed plants a link to a secret in the source.
 func TestSourceLinksAreNotFollowed(t *testing.T) {
 	bothResolvers(t, func(t *testing.T, g *rig) {
-		secret := t.TempDir()
+		secret := shm(t)
 		put(t, filepath.Join(secret, "f"), "secret")
 		must(t, os.Symlink(secret, filepath.Join(g.src, "d")))
 		o := g.run(g.batch(1, Entry{Op: OpCopy, Path: "d/f", Meta: metaOf(t, filepath.Join(secret, "f"))}))
@@ -97,7 +96,7 @@ func TestSourceLinksAreNotFollowed(t *testing.T) {
 // leads out, in a tight loop, while every operation runs through it.
 func TestSwappingComponents(t *testing.T) {
 	bothResolvers(t, func(t *testing.T, g *rig) {
-		outside := t.TempDir()
+		outside := shm(t)
 		put(t, filepath.Join(outside, "sub/f"), "precious")
 		put(t, filepath.Join(outside, "f"), "precious")
 		before := listing(t, outside)
@@ -122,12 +121,11 @@ func TestSwappingComponents(t *testing.T) {
 		j, err := g.e.OpenJob(g.spec)
 		must(t, err)
 		defer func() { must(t, j.Close()) }()
-		rounds := 1000
-		if testing.Short() {
-			rounds = 100
+		rounds := 300
+		if long() {
+			rounds = 10_000
 		}
-		deadline := time.Now().Add(10 * time.Second)
-		for i := 0; i < rounds && time.Now().Before(deadline); i++ {
+		for range rounds {
 			b := g.batch(1, g.copyOf("d/sub/f"), g.copyOf("d/f"), fin, touch, file("d/sub/f"), link[0], link[1], tree("d/sub"), file("d/f"))
 			if _, err := j.Run(ctx, b, nil); err != nil && !fault.Is(err, fault.Stale) {
 				t.Fatal(err)
@@ -187,7 +185,11 @@ func TestSwappingAFileForAFIFO(t *testing.T) {
 		}
 	})
 	e := Entry{Op: OpCopy, Path: "f", Meta: &Meta{Mode: unix.S_IFREG | 0o644, Size: 7}}
-	for range 2000 {
+	rounds := 500
+	if long() {
+		rounds = 10_000
+	}
+	for range rounds {
 		o := g.run(g.batch(1, e))
 		for _, f := range o.Failures {
 			if f.Kind != uint8(fault.Changed) && f.Kind != uint8(fault.NotFound) {

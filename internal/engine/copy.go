@@ -107,8 +107,12 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 	}
 	defer func() { _ = fsys.Close(src) }()
 	var st unix.Stat_t
-	if err := fsys.Fstat(src, &st); err != nil {
+	protected, err := fsys.FstatFlags(src, &st)
+	if err != nil {
 		return copied{}, sourceError("stat source", t.e.Path, err)
+	}
+	if protected && r.j.spec.WriteMeta {
+		t.lose(WarnFlags)
 	}
 	kind := fsys.Type(st.Mode)
 	if kind == unix.S_IFDIR {

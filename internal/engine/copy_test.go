@@ -55,7 +55,7 @@ func TestCopyReplacesTargetThatOnlyLooksTheSame(t *testing.T) {
 
 func TestWhatStandsInTheWayIsReplaced(t *testing.T) {
 	g := newRig(t)
-	outside := put(t, filepath.Join(t.TempDir(), "precious"), "keep")
+	outside := put(t, filepath.Join(shm(t), "precious"), "keep")
 	g.write("file", "f")
 	must(t, os.Symlink("x", filepath.Join(g.src, "link")))
 	g.write("dir/inner", "i")

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,10 @@ type Engine struct {
 	chowns   bool // it may give objects to others
 	admin    bool // it may set attributes of the trusted and security namespaces ...
 	setfcap  bool // ... and file capabilities
+	begun    time.Time
+
+	busyMu sync.Mutex
+	busy   map[*crew]struct{} // guarded by busyMu
 }
 
 // capable reports whether the process has a capability: root in a container may
@@ -107,11 +112,19 @@ func New(cfg Config) (*Engine, error) {
 		chowns:   capable(unix.CAP_CHOWN),
 		admin:    capable(unix.CAP_SYS_ADMIN),
 		setfcap:  capable(unix.CAP_SETFCAP),
+		begun:    time.Now(),
+		busy:     map[*crew]struct{}{},
 	}, nil
 }
 
-// Close releases what the engine itself holds. All jobs must be closed before.
-func (e *Engine) Close() error { return e.proc.Close() }
+// Close releases what the engine itself holds. All jobs must be closed before,
+// but for those that hang in a system call: these keep what they may yet use.
+func (e *Engine) Close() error {
+	if !e.idle() {
+		return nil
+	}
+	return e.proc.Close()
+}
 
 // slots is a counting semaphore.
 type slots chan struct{}

@@ -42,8 +42,12 @@ func (r *run) finishDir(t *target, dir *fsys.Dir) error {
 		defer sdir.Release()
 		src = &fsys.Node{FD: sdir.FD, Path: true}
 		st = new(unix.Stat_t)
-		if err := fsys.Fstat(sdir.FD, st); err != nil {
+		protected, err := fsys.FstatFlags(sdir.FD, st)
+		if err != nil {
 			return sourceError("stat source", t.e.Path, err)
+		}
+		if protected && t.e.Op == OpFinish {
+			t.lose(WarnFlags)
 		}
 	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES:
 		// The record has everything but nanoseconds.

@@ -40,7 +40,7 @@ func TestTouchSetsDirectoriesFromTheRecord(t *testing.T) {
 
 func TestFinishOfWhatIsNoDirectoryFails(t *testing.T) {
 	g := newRig(t)
-	outside := t.TempDir()
+	outside := shm(t)
 	must(t, os.Chmod(outside, 0o755))
 	for _, d := range []string{"missing", "file", "link"} {
 		must(t, os.Mkdir(filepath.Join(g.src, d), 0o700))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +38,34 @@ var isDriver = func() bool {
 	runtime.LockOSThread()
 	return true
 }()
+
+// driverDir holds the driver; "" until it is built.
+var driverDir string
+
+// driverExe builds the driver, once: the tests of this package without the race
+// detector, under which a process takes many times as long to start and to end.
+var driverExe = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("/dev/shm", "fsbackup-driver-")
+	if err != nil {
+		if dir, err = os.MkdirTemp("", "fsbackup-driver-"); err != nil {
+			return "", err
+		}
+	}
+	driverDir = dir
+	exe := filepath.Join(dir, "driver")
+	cmd := exec.Command("go", "test", "-c", "-o", exe, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the driver: %w: %s", err, out)
+	}
+	return exe, nil
+})
+
+func removeDriver() {
+	if driverDir != "" {
+		_ = os.RemoveAll(driverDir) // in a temporary directory
+	}
+}
 
 // driven is what a driver is told, and what it answers.
 type driven struct {
@@ -101,7 +132,7 @@ func newInjected(t *testing.T, named bool) *injected {
 	for p, c := range map[string]string{"new": "n1", "old": "o1", "d/deep": "d1", "inway": "w1", "rich": "r"} {
 		g.write(p, c)
 	}
-	g.write("large", strings.Repeat("0123456789abcdef", 3<<16))
+	g.write("large", strings.Repeat("0123456789abcdef", 5<<14))
 	must(t, os.Truncate(g.write("sparse", "s"), 1<<20))
 	g.linked("hh", "h1", "h2")
 	must(t, os.Symlink("to", filepath.Join(g.src, "sl")))
@@ -148,10 +179,9 @@ func below(t testing.TB, root string) []string {
 // none; begun says whether it came to its batch.
 func (in *injected) strace(args ...string) (d *driven, begun bool) {
 	in.t.Helper()
-	cmd := exec.Command("strace", append(append([]string{"-qq"}, args...), "/proc/self/exe")...)
-	exe, err := os.Executable()
+	exe, err := driverExe()
 	must(in.t, err)
-	cmd.Args[len(cmd.Args)-1] = exe
+	cmd := exec.Command("strace", append(append([]string{"-qq"}, args...), exe)...)
 	cmd.Env = append(os.Environ(), driverEnv+"="+in.file, "GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=2")
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -295,19 +325,38 @@ var changes = []string{
 	"pwrite64", "write", "ftruncate", "fallocate", "copy_file_range", "ioctl", "sync_file_range", "fsync", "fdatasync", "syncfs", "close",
 }
 
-// eachCall calls f for each of the driver's system calls after its beginning.
-func eachCall(t *testing.T, named bool, names []string, f func(t *testing.T, in *injected, name string, n int)) {
+// eachCall runs f in a test of its own for each of the driver's system calls
+// after its beginning, for every share-th of them unless the tests are long.
+func eachCall(t *testing.T, named bool, names []string, share int, f func(in *injected, name string, n int)) {
 	base, total := newInjected(t, named).calls()
-	made := 0
+	if long() {
+		share = 1
+	}
+	met, made := 0, 0
 	for _, name := range names {
 		for n := base[name] + 1; n <= total[name]; n++ {
+			if met++; met%share != 0 {
+				continue
+			}
 			made++
-			f(t, newInjected(t, named), name, n)
+			t.Run(name+" "+strconv.Itoa(n), func(t *testing.T) {
+				t.Parallel()
+				f(newInjected(t, named), name, n)
+			})
 		}
 	}
-	t.Logf("%d system calls", made)
-	if made < 40 {
-		t.Errorf("only %d system calls were met", made)
+	t.Logf("%d of %d system calls", made, met)
+	if made < 40/share {
+		t.Errorf("only %d of %d system calls were met", made, met)
+	}
+}
+
+// bothNamings runs f for both ways in which new files come by their names.
+func bothNamings(t *testing.T, f func(t *testing.T, named bool)) {
+	t.Helper()
+	needStrace(t)
+	for _, named := range []bool{false, true} {
+		t.Run(fmt.Sprintf("named=%v", named), func(t *testing.T) { f(t, named) })
 	}
 }
 
@@ -325,29 +374,26 @@ func needStrace(t *testing.T) {
 // that changes anything. Each name then has its old or its new object, whole,
 // and the next attempt makes everything right and removes what was left.
 func TestKilledAtEachSystemCall(t *testing.T) {
-	needStrace(t)
-	for _, named := range []bool{false, true} {
-		t.Run(fmt.Sprintf("named=%v", named), func(t *testing.T) {
-			t.Parallel()
-			killed := 0
-			eachCall(t, named, changes, func(t *testing.T, in *injected, name string, n int) {
+	bothNamings(t, func(t *testing.T, named bool) {
+		var killed atomic.Int64
+		t.Run("at", func(t *testing.T) {
+			eachCall(t, named, changes, 3, func(in *injected, name string, n int) {
 				what := name + " " + strconv.Itoa(n)
 				d, begun := in.strace("-o", "/dev/null", "-e", "trace="+name, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", name, n))
 				if !begun {
-					t.Fatalf("%s: killed before the batch began", what)
+					in.t.Fatalf("%s: killed before the batch began", what)
 				}
 				if d == nil {
-					killed++
+					killed.Add(1)
 				}
 				in.whole(what)
 				in.again(what)
 			})
-			t.Logf("killed %d times", killed)
-			if killed < 40 {
-				t.Errorf("killed only %d times", killed)
-			}
 		})
-	}
+		if killed.Load() < 20 {
+			t.Errorf("killed only %d times", killed.Load())
+		}
+	})
 }
 
 // faults are the errors that each system call is made to fail with.
@@ -358,41 +404,38 @@ var faults = map[string][]unix.Errno{
 	"symlinkat": {unix.ENOSPC, unix.EIO}, "linkat": {unix.ENOSPC, unix.EIO, unix.EPERM, unix.EMLINK}, "renameat": {unix.EIO, unix.ENOSPC, unix.EDQUOT},
 	"renameat2": {unix.EIO, unix.ENOSPC}, "unlinkat": {unix.EIO, unix.EPERM}, "fchmod": {unix.EIO, unix.EPERM}, "chmod": {unix.EIO}, "fchmodat": {unix.EIO},
 	"fchown": {unix.EIO, unix.EDQUOT}, "fchownat": {unix.EIO}, "chown": {unix.EIO}, "lchown": {unix.EIO}, "utimensat": {unix.EIO}, "setxattr": {unix.ENOSPC, unix.EIO},
-	"fsetxattr": {unix.EIO, unix.EDQUOT}, "lsetxattr": {unix.EIO}, "getdents64": {unix.EIO}, "newfstatat": {unix.EIO}, "fstat": {unix.EIO}, "readlinkat": {unix.EIO}, "close": {unix.EIO},
+	"fsetxattr": {unix.EIO, unix.EDQUOT}, "lsetxattr": {unix.EIO}, "getdents64": {unix.EIO}, "newfstatat": {unix.EIO}, "statx": {unix.EIO, unix.ENOSYS}, "fstat": {unix.EIO}, "readlinkat": {unix.EIO}, "close": {unix.EIO},
 	"flistxattr": {unix.EIO}, "fgetxattr": {unix.EIO}, "listxattr": {unix.EIO}, "getxattr": {unix.EIO}, "lseek": {unix.EIO}, "ioctl": {unix.EIO},
 }
 
 // TestEachSystemCallFails makes each system call of a batch fail with the errors
 // that file systems give. The outcome says so with errno and path, or the batch
 // goes back; what is not said to have failed is right; and the next attempt
-// makes good what failed. Each call fails once with one of its errors, and with
-// FSBACKUP_LONG set with each of them.
+// makes good what failed. Each call fails with one of its errors, in the long
+// form with each of them.
 func TestEachSystemCallFails(t *testing.T) {
-	needStrace(t)
-	for _, named := range []bool{false, true} {
-		t.Run(fmt.Sprintf("named=%v", named), func(t *testing.T) {
-			t.Parallel()
-			var names []string
-			for name := range faults {
-				names = append(names, name)
-			}
-			slices.Sort(names)
-			results := map[string]int{}
-			eachCall(t, named, names, func(t *testing.T, in *injected, name string, n int) {
+	bothNamings(t, func(t *testing.T, named bool) {
+		var mu sync.Mutex
+		results := map[string]int{} // guarded by mu
+		t.Run("at", func(t *testing.T) {
+			eachCall(t, named, slices.Sorted(maps.Keys(faults)), 4, func(in *injected, name string, n int) {
 				errnos := faults[name]
-				if os.Getenv("FSBACKUP_LONG") == "" {
+				if !long() {
 					errnos = errnos[n%len(errnos):][:1]
 				}
 				for i, errno := range errnos {
 					if i > 0 {
-						in = newInjected(t, named)
+						in = newInjected(in.t.(*testing.T), named)
 					}
-					results[in.fails(name, n, errno)]++
+					result := in.fails(name, n, errno)
+					mu.Lock()
+					results[result]++
+					mu.Unlock()
 				}
 			})
-			t.Logf("%v", results)
 		})
-	}
+		t.Logf("%v", results)
+	})
 }
 
 func (in *injected) fails(name string, n int, errno unix.Errno) string {
@@ -456,20 +499,16 @@ func (in *injected) rest(what string, o *Outcome) {
 // TestInterruptedSystemCallsAreRepeated interrupts each system call once.
 func TestInterruptedSystemCallsAreRepeated(t *testing.T) {
 	needStrace(t)
-	var names []string
-	for name := range faults {
-		if name != "close" && name != "syncfs" { // never repeated: the descriptor is gone
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	eachCall(t, true, names, func(t *testing.T, in *injected, name string, n int) {
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(faults)), func(name string) bool {
+		return name == "close" || name == "syncfs" // never repeated: the descriptor is gone
+	})
+	eachCall(t, true, names, 4, func(in *injected, name string, n int) {
 		what := fmt.Sprintf("%s %d interrupted", name, n)
 		d, _ := in.strace("-o", "/dev/null", "-e", "trace="+name, "-e", fmt.Sprintf("inject=%s:error=EINTR:when=%d", name, n))
 		if d == nil || d.Err != "" || len(d.Outcome.Failures)+len(d.Outcome.Warnings) > 0 {
-			t.Errorf("%s: %+v", what, d)
+			in.t.Errorf("%s: %+v", what, d)
 			if d != nil && d.Outcome != nil {
-				t.Errorf("%s: %+v", what, d.Outcome)
+				in.t.Errorf("%s: %+v", what, d.Outcome)
 			}
 			return
 		}

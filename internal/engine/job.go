@@ -68,6 +68,7 @@ func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
 				Hint: "give it as a relative path such as srv/data"}
 		}
 	}
+	defer e.alone(spec.ID, "open the roots of the job from", spec.Source+" to "+spec.Destination, 1)()
 	src, err := openRoot(spec.Source, "source")
 	if err != nil {
 		return nil, err
@@ -167,6 +168,7 @@ func (j *Job) Roots() (src, dst RootInfo) { return j.src.info, j.dst.info }
 // an empty mount point, or reading one as an empty source, starts like that.
 // Call it before each batch.
 func (j *Job) CheckRoots() error {
+	defer j.e.alone(j.spec.ID, "check the roots", j.src.info.Path+" and "+j.dst.info.Path, 1)()
 	if err := j.src.check("source"); err != nil {
 		return err
 	}
@@ -214,6 +216,7 @@ func (j *Job) PutNonce(nonce string) error {
 // HasNonce reports whether the destination root holds the nonce, that is
 // whether this worker sees the mount that the coordinator's first worker saw.
 func (j *Job) HasNonce(nonce string) (bool, error) {
+	defer j.e.alone(j.spec.ID, "look for nonce in", j.dst.info.Path, 1)()
 	found := false
 	name, err := nonceName(nonce)
 	if err != nil {
@@ -257,6 +260,7 @@ func (j *Job) withNonce(nonce, op string, f func(name string) error) error {
 	if err != nil {
 		return err
 	}
+	defer j.e.alone(j.spec.ID, op+" in", j.dst.info.Path, 1)()
 	var st unix.Stat_t
 	err = fsys.Fstat(j.dst.fd, &st)
 	if err == nil {
@@ -309,7 +313,10 @@ func (j *Job) Sync(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return &fault.Error{Kind: fault.Canceled, Op: "sync", Path: j.dst.info.Path, Err: context.Cause(ctx)}
 		}
-		if err := fsys.Syncfs(fd); err != nil {
+		done := j.e.alone(j.spec.ID, "sync", j.dst.info.Path, slowly)
+		err := fsys.Syncfs(fd)
+		done()
+		if err != nil {
 			kind := fault.FromErrno(errnoOf(err))
 			if kind == fault.Internal { // EIO: the data is lost, the batch must be done again
 				kind = fault.Transient

@@ -156,7 +156,7 @@ func TestLeftoverOfARenameOverTheSameInode(t *testing.T) {
 	j, err := g.e.OpenJob(g.spec)
 	must(t, err)
 	defer func() { must(t, j.Close()) }()
-	left := (&run{j: j, b: b}).tempName(b.Attempt, 1)
+	left := (&run{execution: &execution{j: j, b: b}}).tempName(b.Attempt, 1)
 	must(t, os.Link(filepath.Join(g.dst, "1"), filepath.Join(g.dst, left)))
 	again := *b
 	again.Predecessors = []AttemptID{b.Attempt}

@@ -2,11 +2,12 @@ package engine
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/treetest"
 )
 
 // mount mounts for the time of the test, or skips it.
@@ -39,56 +40,20 @@ func shm(t testing.TB) string {
 	return d
 }
 
-// loopFS returns a directory on a fresh file system of the given kind.
-func loopFS(t testing.TB, kind string, mkfsArgs ...string) string {
-	t.Helper()
-	needRoot(t)
-	mkfs, err := exec.LookPath("mkfs." + kind)
-	if err != nil {
-		t.Skipf("needs mkfs.%s", kind)
+// fileSystems makes a directory on each kind.
+func fileSystems() map[string]func(testing.TB) string {
+	return map[string]func(testing.TB) string{
+		"tmpfs": shm,
+		"ext4":  func(t testing.TB) string { return treetest.LoopFS(t, "ext4", "-q") },
+		"xfs":   func(t testing.TB) string { return treetest.LoopFS(t, "xfs", "-q") },
+		"btrfs": func(t testing.TB) string { return treetest.LoopFS(t, "btrfs", "-q") },
 	}
-	dir := t.TempDir()
-	img, at := filepath.Join(dir, "img"), filepath.Join(dir, "mnt")
-	must(t, os.Mkdir(at, 0o755))
-	must(t, os.WriteFile(img, nil, 0o600))
-	must(t, os.Truncate(img, 512<<20))
-	if out, err := exec.Command(mkfs, append(mkfsArgs, img)...).CombinedOutput(); err != nil {
-		t.Skipf("mkfs.%s: %v: %s", kind, err, out)
-	}
-	if out, err := exec.Command("mount", "-o", "loop", img, at).CombinedOutput(); err != nil {
-		t.Skipf("needs loop mounts: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", at).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
-		}
-	})
-	return at
-}
-
-// chattr makes p immutable for the time of the test.
-func chattr(t testing.TB, p string) {
-	t.Helper()
-	if out, err := exec.Command("chattr", "+i", p).CombinedOutput(); err != nil {
-		t.Skipf("needs chattr: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("chattr", "-i", p).CombinedOutput(); err != nil {
-			t.Errorf("chattr: %v: %s", err, out)
-		}
-	})
 }
 
 // TestEveryFileSystem runs the whole backup on each kind, source and
 // destination on the same one and, for tmpfs, across two.
 func TestEveryFileSystem(t *testing.T) {
-	kinds := map[string]func(testing.TB) string{
-		"tmpfs": shm,
-		"ext4":  func(t testing.TB) string { return loopFS(t, "ext4", "-q") },
-		"xfs":   func(t testing.TB) string { return loopFS(t, "xfs", "-q") },
-		"btrfs": func(t testing.TB) string { return loopFS(t, "btrfs", "-q") },
-	}
-	for kind, dir := range kinds {
+	for kind, dir := range fileSystems() {
 		t.Run(kind, func(t *testing.T) {
 			g := newRigIn(t, dir(t))
 			g.spec.Sync = SyncBatch
@@ -108,7 +73,7 @@ func TestEveryFileSystem(t *testing.T) {
 
 func TestTimesThatTheTargetCantHoldAreWarnings(t *testing.T) {
 	g := newRig(t)
-	g.dst = loopFS(t, "ext4", "-q", "-I", "128")
+	g.dst = treetest.LoopFS(t, "ext4", "-q", "-I", "128")
 	g.spec.Destination = g.dst
 	late := unix.Timespec{Sec: 4e9}
 	setTimes(t, g.write("d/late", "x"), late, late)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/treetest"
 )
 
 func TestCopyVerifiesWhatItWrote(t *testing.T) {
@@ -20,7 +21,7 @@ func TestCopyVerifiesWhatItWrote(t *testing.T) {
 		t.Run("on "+kind, func(t *testing.T) {
 			base := t.TempDir()
 			if kind != "" {
-				base = loopFS(t, kind)
+				base = treetest.LoopFS(t, kind)
 			}
 			g := newRigIn(t, base)
 			g.spec.Verify = VerifyChecksum

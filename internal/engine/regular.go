@@ -202,6 +202,7 @@ func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum
 
 // buffer waits for a buffer within the limits of job and engine.
 func (r *run) buffer(t *target) (buf []byte, release func(), err error) {
+	r.task.waits()
 	if err := r.j.memory.acquire(r.ctx); err != nil {
 		return nil, nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
 	}
@@ -210,8 +211,12 @@ func (r *run) buffer(t *target) (buf []byte, release func(), err error) {
 		r.j.memory.release()
 		return nil, nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
 	}
+	r.task.took()
+	r.task.progress(r.j.e)
 	return buf, func() {
-		r.j.e.bufs.put(buf)
+		if r.task.gave() { // else another was made in its place while a call hung
+			r.j.e.bufs.put(buf)
+		}
 		r.j.memory.release()
 	}, nil
 }

@@ -21,7 +21,7 @@ func exists(p string) bool {
 
 func TestDeleteIsTypeSafe(t *testing.T) {
 	g := newRig(t)
-	outside := put(t, filepath.Join(t.TempDir(), "o/precious"), "keep")
+	outside := put(t, filepath.Join(shm(t), "o/precious"), "keep")
 	for _, p := range []string{"f", "fd/x", "df", "dd/a/b/c", "dd/x"} {
 		g.target(p, "x")
 	}
@@ -95,7 +95,7 @@ func TestDeleteCrossesNoMount(t *testing.T) {
 			if kind == "tmpfs" {
 				mountTmpfs(t, m, "")
 			} else {
-				other := t.TempDir()
+				other := shm(t)
 				must(t, os.MkdirAll(m, 0o755))
 				mount(t, other, m, "", unix.MS_BIND, "")
 			}
@@ -184,7 +184,7 @@ func TestWhatCantBeDeletedDoesNotKeepTheRest(t *testing.T) {
 	g.target("d/a", "x")
 	g.target("d/z", "x")
 	stuck := g.target("d/m/stuck", "x")
-	chattr(t, stuck)
+	chattr(t, "+i", stuck)
 	o := g.run(g.batch(2, tree("d")))
 	wantFailures(t, o, "d")
 	if len(o.Failures) == 1 && o.Failures[0].Errno != int(unix.EPERM) {

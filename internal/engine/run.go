@@ -14,8 +14,14 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
-// run is one execution of one batch.
+// run is one goroutine's part in the execution of a batch.
 type run struct {
+	*execution
+	task *task
+}
+
+// execution is one execution of one batch.
+type execution struct {
 	j     *Job
 	b     *Batch
 	guard Guard
@@ -52,7 +58,7 @@ func (j *Job) Run(ctx context.Context, b *Batch, g Guard) (*Outcome, error) {
 	outer := ctx
 	ctx, stop := context.WithCancelCause(outer)
 	defer stop(nil)
-	r := &run{j: j, b: b, guard: g, ctx: ctx, stop: stop, warnings: map[string]*indexedWarning{}}
+	r := &execution{j: j, b: b, guard: g, ctx: ctx, stop: stop, warnings: map[string]*indexedWarning{}}
 	r.src = fsys.NewDirCache(j.e.dirCache, func(p string) (int, error) { return j.e.resolver.OpenDir(j.src.fd, p) })
 	r.dst = fsys.NewDirCache(j.e.dirCache, func(p string) (int, error) { return j.e.resolver.OpenDir(j.dst.fd, p) })
 	defer r.src.DropAll()
@@ -135,9 +141,13 @@ func plan(entries []Entry) (first, second []unit) {
 // inGroup reports whether an entry is executed with the rest of its hard-link group.
 func inGroup(e *Entry) bool { return (e.Op == OpLink || e.Op == OpVerifyLink) && e.Group != 0 }
 
-func (r *run) all(units []unit) {
+func (x *execution) all(units []unit) {
+	if len(units) == 0 {
+		return
+	}
 	var next atomic.Int64
-	work := func() {
+	work := func(t *task) {
+		r := &run{execution: x, task: t}
 		for {
 			n := int(next.Add(1)) - 1
 			if n >= len(units) || r.ctx.Err() != nil {
@@ -149,14 +159,16 @@ func (r *run) all(units []unit) {
 			}
 		}
 	}
-	threads := min(cap(r.j.inFlight), len(units))
-	if threads <= 1 {
-		work() // on the caller's own thread
+	threads := min(cap(x.j.inFlight), len(units))
+	crew, done := x.j.e.crew(x.j.spec.ID, threads, 1)
+	defer done()
+	if threads == 1 {
+		work(&crew.tasks[0]) // on the caller's own thread
 		return
 	}
 	var wg sync.WaitGroup
-	for range threads {
-		wg.Go(work)
+	for i := range threads {
+		wg.Go(func() { work(&crew.tasks[i]) })
 	}
 	wg.Wait()
 }
@@ -167,13 +179,13 @@ func (r *run) do(u unit) error {
 	defer func() { r.add(&c) }()
 	if e := &r.b.Entries[u[0]]; inGroup(e) {
 		if e.Op == OpVerifyLink {
-			return r.holding(func() error { return r.verifyGroup(u, &c) })
+			return r.holding(e, func() error { return r.verifyGroup(u, &c) })
 		}
-		return r.holding(func() error { return r.linkGroup(u, &c) })
+		return r.holding(e, func() error { return r.linkGroup(u, &c) })
 	}
 	for _, i := range u {
 		e := &r.b.Entries[i]
-		err := r.holding(func() error { return r.entry(i, e, &c) })
+		err := r.holding(e, func() error { return r.entry(i, e, &c) })
 		if err == nil {
 			continue
 		}
@@ -185,14 +197,28 @@ func (r *run) do(u unit) error {
 	return nil
 }
 
-// holding calls f with a slot of the job and of the engine.
-func (r *run) holding(f func() error) error {
-	for _, s := range []slots{r.j.inFlight, r.j.e.reads, r.j.e.writes} {
-		if err := s.acquire(r.ctx); err != nil {
-			return &fault.Error{Kind: fault.Canceled, Op: "run batch", Err: err}
-		}
-		defer s.release()
+// holding calls f with a slot of the job and of the engine, for entry e.
+func (r *run) holding(e *Entry, f func() error) error {
+	canceled := func(err error) error { return &fault.Error{Kind: fault.Canceled, Op: "run batch", Err: err} }
+	eng := r.j.e
+	if err := r.j.inFlight.acquire(r.ctx); err != nil {
+		return canceled(err)
 	}
+	defer r.j.inFlight.release()
+	if err := eng.reads.acquire(r.ctx); err != nil {
+		return canceled(err)
+	}
+	if err := eng.writes.acquire(r.ctx); err != nil {
+		eng.reads.release()
+		return canceled(err)
+	}
+	r.task.begin(eng, e.Op.doing(), e.Path, true)
+	defer func() {
+		if r.task.end() { // else they were given to others while a call hung
+			eng.reads.release()
+			eng.writes.release()
+		}
+	}()
 	return f()
 }
 
@@ -204,6 +230,7 @@ func (r *run) entry(i int, e *Entry, c *Counts) error {
 // repeating calls f again, a bounded number of times, when a directory that it
 // had resolved is gone by somebody else's doing. f counts only what succeeds.
 func (r *run) repeating(e *Entry, f func() error) error {
+	r.task.begin(r.j.e, e.Op.doing(), e.Path, false)
 	for round := 0; ; round++ {
 		if err := r.check(); err != nil {
 			return err
@@ -319,6 +346,7 @@ func (g *guardError) Is(target error) bool { return target == errGuard }
 // check asks the guard and the context. It precedes each entry and each change
 // of a name.
 func (r *run) check() error {
+	r.task.progress(r.j.e)
 	if err := r.ctx.Err(); err != nil {
 		return &fault.Error{Kind: fault.Canceled, Op: "run batch", Err: context.Cause(r.ctx)}
 	}
@@ -400,16 +428,16 @@ func (r *run) add(c *Counts) {
 	t.ReflinkBytes += c.ReflinkBytes
 }
 
-func (r *run) outcome() *Outcome {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	o := &Outcome{Counts: r.counts}
+func (x *execution) outcome() *Outcome {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	o := &Outcome{Counts: x.counts}
 	// Stable: what is told of the names in one directory is in their order.
-	slices.SortStableFunc(r.failures, func(a, b indexedFailure) int { return a.index - b.index })
-	for _, f := range r.failures {
+	slices.SortStableFunc(x.failures, func(a, b indexedFailure) int { return a.index - b.index })
+	for _, f := range x.failures {
 		o.Failures = append(o.Failures, f.Failure)
 	}
-	for _, w := range r.warnings {
+	for _, w := range x.warnings {
 		o.Warnings = append(o.Warnings, w.Warning)
 	}
 	slices.SortFunc(o.Warnings, func(a, b Warning) int { return cmp.Compare(a.Kind, b.Kind) })

@@ -29,10 +29,6 @@ func TestAsOrdinaryUser(t *testing.T) {
 	dir := shm(t)
 	must(t, os.Chown(dir, ordinary, ordinary))
 	must(t, os.Chmod(dir, 0o755))
-	bin, err := os.ReadFile("/proc/self/exe")
-	must(t, err)
-	exe := filepath.Join(dir, "engine.test")
-	must(t, os.WriteFile(exe, bin, 0o755))
 	// What only root can prepare: a file of another owner, readable to all.
 	foreign := put(t, filepath.Join(dir, "foreign/f"), "x")
 	must(t, os.Chown(foreign, 1234, 4321))
@@ -42,14 +38,59 @@ func TestAsOrdinaryUser(t *testing.T) {
 	unreadable := put(t, filepath.Join(dir, "foreign/secret"), "x")
 	must(t, os.Chmod(unreadable, 0o600))
 
-	cmd := exec.Command(exe, "-test.run", "^TestUser|^TestBackup|^TestGuard|^TestReplacePolicies|^TestHardLink|^TestDeleteIsTypeSafe", "-test.v")
+	out, err := asUser(t, dir, "^TestUserForeign|^TestUserUnwritable|^TestBackup|^TestGuard|^TestReplacePolicies|^TestHardLink|^TestDeleteIsTypeSafe")
+	if err != nil || !strings.Contains(out, "--- PASS: TestUserForeign") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// asUser runs tests in a child without privileges that may write in dir.
+func asUser(t *testing.T, dir, tests string) (out string, err error) {
+	t.Helper()
+	bin, err := os.ReadFile("/proc/self/exe")
+	must(t, err)
+	exe := filepath.Join(dir, "engine.test")
+	must(t, os.WriteFile(exe, bin, 0o755))
+	cmd := exec.Command(exe, "-test.run", tests, "-test.v")
 	cmd.Dir = dir
 	cmd.Env = []string{asUserEnv + "=" + dir, "TMPDIR=" + dir, "PATH=" + os.Getenv("PATH")}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinary, Gid: ordinary}}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestUserForeign") {
-		t.Errorf("%v\n%s", err, out)
+	text, err := cmd.CombinedOutput()
+	return string(text), err
+}
+
+// TestEveryFileSystemAsOrdinaryUser is TestEveryFileSystem in a child without
+// privileges: all that such a user may have is kept, and nothing is lost.
+func TestEveryFileSystemAsOrdinaryUser(t *testing.T) {
+	if os.Getenv(asUserEnv) != "" {
+		t.Skip("this is the child")
 	}
+	needRoot(t)
+	for kind, dir := range fileSystems() {
+		t.Run(kind, func(t *testing.T) {
+			d := dir(t)
+			must(t, os.Chown(d, ordinary, ordinary))
+			must(t, os.Chmod(d, 0o755))
+			out, err := asUser(t, d, "^TestUserKeepsEverything$")
+			if err != nil || !strings.Contains(out, "--- PASS: TestUserKeepsEverything") {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+func TestUserKeepsEverything(t *testing.T) {
+	g := newRigIn(t, filepath.Join(userDir(t), "trees"))
+	g.zoo()
+	g.metaZoo(t)
+	for range 2 {
+		o, f := g.backup()
+		if k := append(kindsOf(o), kindsOf(f)...); len(k) > 0 {
+			t.Errorf("warnings %v", k)
+		}
+		g.same()
+	}
+	noTemps(t, g.dst)
 }
 
 func userDir(t *testing.T) string {

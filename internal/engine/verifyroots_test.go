@@ -11,13 +11,14 @@ import (
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/treetest"
 )
 
 // TestVerifyReadsWhatIsStored changes a byte below the file system: the page
 // cache still has what was written.
 func TestVerifyReadsWhatIsStored(t *testing.T) {
 	g := newRig(t)
-	at := loopFS(t, "ext4")
+	at := treetest.LoopFS(t, "ext4")
 	g.dst = filepath.Join(at, "dst")
 	must(t, os.Mkdir(g.dst, 0o755))
 	g.spec.Destination, g.spec.Sync = g.dst, SyncFile
@@ -35,7 +36,7 @@ func TestVerifyReadsWhatIsStored(t *testing.T) {
 
 // TestUncacheHasFilesReadFromWhereTheyAreStored though nothing was synced.
 func TestUncacheHasFilesReadFromWhereTheyAreStored(t *testing.T) {
-	at := loopFS(t, "ext4")
+	at := treetest.LoopFS(t, "ext4")
 	f, err := os.OpenFile(filepath.Join(at, "f"), os.O_RDWR|os.O_CREATE, 0o600)
 	must(t, err)
 	defer func() { _ = f.Close() }()

@@ -10,7 +10,7 @@ type JobView struct {
 	Status       int               `json:"status"` // 1 completed, 2 in progress, 3 failed
 	Reason       string            `json:"reason,omitempty"`
 	Stalled      string            `json:"stalled,omitempty"`     // what keeps it from going on, and what to do
-	StallCause   string            `json:"stall_cause,omitempty"` // workers, roots, space, publish, admit, queue
+	StallCause   string            `json:"stall_cause,omitempty"` // workers, roots, space, hung, publish, admit, queue
 	StalledSince time.Time         `json:"stalled_since,omitzero"`
 	Phase        Phase             `json:"phase,omitempty"`
 	Spec         JobSpec           `json:"spec"`
@@ -50,10 +50,11 @@ type WorkerView struct {
 	Running  []Running        `json:"running,omitempty"`
 	Allow    []string         `json:"allow"`
 	LastSeen time.Time        `json:"last_seen"`
-	State    string           `json:"state"` // live, lost, leaving
+	State    string           `json:"state"` // live, drained, lost, left
 	Done     uint64           `json:"done"`
 	RSS      int64            `json:"rss_bytes"`
 	Unfit    map[JobID]string `json:"unfit,omitempty"`
+	Hung     []HungOp         `json:"hung,omitempty"` // file operations that show no progress
 }
 
 // FailureView is a failed entry as the control API shows it.
@@ -102,6 +103,11 @@ type AppendRequest struct {
 // JobRequest names a job.
 type JobRequest struct {
 	Job JobID `json:"job"`
+}
+
+// WorkerRequest names a worker.
+type WorkerRequest struct {
+	Worker string `json:"worker"`
 }
 
 // FailuresRequest asks for failures from a place on.

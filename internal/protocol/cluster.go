@@ -27,11 +27,21 @@ type Heartbeat struct {
 	Version  string           `json:"version"`
 	Host     string           `json:"host"`
 	Running  []Running        `json:"running,omitempty"`
-	Unfit    map[JobID]string `json:"unfit,omitempty"` // jobs that it cannot serve, and why
-	Seen     []JobID          `json:"seen,omitempty"`  // cancelled jobs that it was told of and runs nothing of
+	Unfit    map[JobID]string `json:"unfit,omitempty"`   // jobs that it cannot serve, and why
+	Seen     []JobID          `json:"seen,omitempty"`    // cancelled jobs that it was told of and runs nothing of
+	Hung     []HungOp         `json:"hung,omitempty"`    // file operations that show no progress
+	Drained  bool             `json:"drained,omitempty"` // it finishes what it has and takes no more
 	Leaving  bool             `json:"leaving,omitempty"`
 	Done     uint64           `json:"done"` // shards answered since its start
 	RSS      int64            `json:"rss"`
+}
+
+// HungOp is a file operation that has shown no sign of progress for long.
+type HungOp struct {
+	Job   JobID     `json:"job"`
+	Doing string    `json:"doing"` // "copy", "delete", "sync" ...
+	Path  string    `json:"path"`
+	Since time.Time `json:"since"` // of its last sign of progress
 }
 
 // Running is an attempt in progress.
@@ -51,6 +61,7 @@ type HeartbeatReply struct {
 	Timing    Timing  `json:"timing"`
 	Cancelled []JobID `json:"cancelled,omitempty"` // stop these, run nothing more of them
 	Refused   string  `json:"refused,omitempty"`   // why this worker cannot join
+	Drain     bool    `json:"drain,omitempty"`     // finish what you have, then leave
 }
 
 // AttemptEvent announces the start or end of an attempt.

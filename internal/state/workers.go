@@ -17,7 +17,11 @@ type Worker struct {
 	Beat     protocol.Heartbeat
 	LastSeen time.Time
 	Lost     bool // its lease has ended
+	Drain    bool // it is to finish what it has and leave
 }
+
+// Takes reports whether the worker takes shards.
+func (w Worker) Takes() bool { return !w.Lost && !w.Drain && !w.Beat.Drained && !w.Beat.Leaving }
 
 func workersSchema() *memdb.TableSchema {
 	return &memdb.TableSchema{Name: tableWorkers, Indexes: map[string]*memdb.IndexSchema{

@@ -165,6 +165,10 @@ func (w *Worker) perform(ctx context.Context, a *attempt) error {
 	if err := a.Check(); err != nil {
 		return err
 	}
+	if len(a.d.Header[protocol.HeaderWire]) == 0 {
+		a.failWhole(fault.New(fault.Corrupt, "it does not say its wire version"))
+		return nil
+	}
 	if v := headerUint(a.d.Header, protocol.HeaderWire); v != protocol.WireMajor {
 		return fault.New(fault.Transient, "shard is of wire version %d, this worker speaks %d; run the same major release on both", v, protocol.WireMajor)
 	}
@@ -184,9 +188,7 @@ func (w *Worker) perform(ctx context.Context, a *attempt) error {
 		err = fault.New(fault.Corrupt, "shard says that it is %s/%d/%d", a.shard.GetJob(), a.shard.GetPhase(), a.shard.GetN())
 	}
 	if err != nil {
-		// Delivered again it would be the same bytes: it fails now.
-		a.shard = &protocol.ShardMsg{Job: string(a.run.Job), Phase: uint32(a.run.Phase), N: a.run.N}
-		a.outcome = unreadable(err)
+		a.failWhole(err)
 		return nil
 	}
 	a.job, err = w.openJob(ctx, a.run.Job, a.shard.GetOptions())
@@ -221,6 +223,13 @@ func (w *Worker) perform(ctx context.Context, a *attempt) error {
 		return fault.New(fault.Transient, "all %d entries failed alike, which may be this worker's mounts: %s", len(out.Failures), why)
 	}
 	return nil
+}
+
+// failWhole is the outcome of a shard that cannot be read. Delivered again it
+// would be the same bytes: it fails now.
+func (a *attempt) failWhole(err error) {
+	a.shard = &protocol.ShardMsg{Job: string(a.run.Job), Phase: uint32(a.run.Phase), N: a.run.N}
+	a.outcome = unreadable(err)
 }
 
 // failsAlike returns the common reason if every entry of the batch failed with

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
@@ -14,52 +15,83 @@ import (
 // headerRoom is what a message's headers take of the payload limit.
 const headerRoom = 4 << 10
 
-// commitLoop makes executed shards durable and publishes their results. All that
-// are ready share one sync per destination: it costs the same for one shard and
-// for many.
+// commitLoop makes executed shards durable and publishes their results. All of a
+// job that are ready share one sync: it costs the same for one shard and for
+// many. Jobs do not wait for each other, since a sync may hang.
 func (w *Worker) commitLoop(ctx context.Context) {
+	waiting := map[*openJob][]*attempt{} // by job of which a commit is under way
+	done := make(chan *openJob)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	begin := func(j *openJob, group []*attempt) {
+		waiting[j] = nil
+		wg.Go(func() {
+			w.commit(ctx, j, group)
+			select {
+			case done <- j:
+			case <-ctx.Done():
+			}
+		})
+	}
 	for {
-		var group []*attempt
 		select {
 		case a := <-w.commits:
-			group = append(group, a)
+			for j, group := range w.readyWith(a) {
+				if _, under := waiting[j]; under {
+					waiting[j] = append(waiting[j], group...)
+				} else {
+					begin(j, group)
+				}
+			}
+		case j := <-done:
+			next := waiting[j]
+			delete(waiting, j)
+			if len(next) > 0 {
+				begin(j, next)
+			}
 		case <-ctx.Done():
+			for _, left := range waiting { // behind a sync that hangs
+				for _, a := range left {
+					close(a.settled)
+				}
+			}
 			return
 		}
-	more:
-		for {
-			select {
-			case a := <-w.commits:
-				group = append(group, a)
-			default:
-				break more
-			}
+	}
+}
+
+// readyWith returns a and all other attempts that are ready, by job.
+func (w *Worker) readyWith(a *attempt) map[*openJob][]*attempt {
+	ready := map[*openJob][]*attempt{a.job: {a}}
+	for {
+		select {
+		case a := <-w.commits:
+			ready[a.job] = append(ready[a.job], a)
+		default:
+			return ready
 		}
-		synced := map[*openJob]error{}
-		for _, a := range group {
-			if a.job == nil {
-				continue
-			}
-			if _, ok := synced[a.job]; !ok {
-				synced[a.job] = a.job.eng.Sync(ctx)
-			}
+	}
+}
+
+// commit makes what a group of a job's attempts did durable, then publishes
+// their results. j is nil for those that touched no file system.
+func (w *Worker) commit(ctx context.Context, j *openJob, group []*attempt) {
+	var synced error
+	if j != nil {
+		synced = j.eng.Sync(ctx)
+	}
+	for _, a := range group {
+		err := synced
+		if err == nil && j != nil && a.run.Phase == protocol.PhaseCleanup {
+			w.closeJob(a)
 		}
-		for _, a := range group {
-			var err error
-			if a.job != nil {
-				err = synced[a.job]
-			}
-			if err == nil && a.job != nil && a.run.Phase == protocol.PhaseCleanup {
-				w.closeJob(a)
-			}
-			if err == nil {
-				err = w.publish(ctx, a, results(a))
-			}
-			if err != nil {
-				w.giveBack(a, err)
-			}
-			close(a.settled)
+		if err == nil {
+			err = w.publish(ctx, a, results(a))
 		}
+		if err != nil {
+			w.giveBack(a, err)
+		}
+		close(a.settled)
 	}
 }
 

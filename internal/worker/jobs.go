@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,13 +79,13 @@ func (w *Worker) openJob(ctx context.Context, id protocol.JobID, o *protocol.Opt
 // allowed refuses roots outside the worker's --allow.
 func (w *Worker) allowed(source, destination string) error {
 	for _, p := range []string{source, destination} {
-		ok := false
-		for _, root := range w.cfg.Allow {
-			ok = ok || Within(root, p)
-			if real, err := filepath.EvalSymlinks(root); err == nil {
-				ok = ok || Within(real, p)
-			}
-		}
+		// As they are written first: to look at a root may hang, and must not keep
+		// a job that has nothing to do with it.
+		ok := slices.ContainsFunc(w.cfg.Allow, func(root string) bool { return Within(root, p) }) ||
+			slices.ContainsFunc(w.cfg.Allow, func(root string) bool {
+				real, err := filepath.EvalSymlinks(root)
+				return err == nil && Within(real, p)
+			})
 		if !ok {
 			return &fault.Error{Kind: fault.Denied, Op: "use root", Path: p, Err: fmt.Errorf("worker %s allows only %s", w.cfg.Name, strings.Join(w.cfg.Allow, ", ")), Hint: "start workers with --allow for it"}
 		}
@@ -248,10 +249,19 @@ func (w *Worker) closeEnded(id protocol.JobID, but *attempt) {
 	}
 }
 
+// closeJobs closes all jobs but those whose attempts were left behind: they close
+// theirs when they return.
 func (w *Worker) closeJobs() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	busy := map[protocol.JobID]bool{}
+	for a := range w.running {
+		busy[a.run.Job] = true
+	}
 	for id, j := range w.jobs {
+		if busy[id] {
+			continue
+		}
 		if j.eng != nil {
 			w.logIf("close job", j.eng.Close())
 		}

@@ -25,16 +25,18 @@ import (
 
 // Config is what a worker is made of.
 type Config struct {
-	Name    string // unique among the live workers of a cluster
-	Pool    string // workers of a pool see the same mounts
-	Host    string // for people
-	Version string
-	Allow   []string // roots that jobs may use; a job outside them is refused
-	Slots   int      // shards at once; 0 = 4
-	Bus     *bus.Bus
-	Engine  *engine.Engine
-	Logger  *slog.Logger
-	Record  instrument.Providers
+	Name     string // unique among the live workers of a cluster
+	Pool     string // workers of a pool see the same mounts
+	Host     string // for people
+	Version  string
+	Allow    []string      // roots that jobs may use; a job outside them is refused
+	Slots    int           // shards at once; 0 = 4
+	Patience time.Duration // after how long without progress a file operation counts as hung; 0 = 30 s
+	Grace    time.Duration // how long Run waits at its end for file operations that do not return; 0 = 5 s
+	Bus      *bus.Bus
+	Engine   *engine.Engine
+	Logger   *slog.Logger
+	Record   instrument.Providers
 }
 
 // ErrShutdown is the cause with which a worker stops its attempts at shutdown:
@@ -52,6 +54,8 @@ type Worker struct {
 	kick     chan struct{} // capacity 1: send a heartbeat now
 	ready    chan struct{} // closed with the first accepted heartbeat
 	stopping atomic.Bool   // nothing is waited for any more
+	drained  chan struct{} // closed when no more shards are to be taken
+	drain    sync.Once
 
 	mu        sync.Mutex // guards what follows
 	timing    protocol.Timing
@@ -61,6 +65,8 @@ type Worker struct {
 	unfit     map[protocol.JobID]unfitness
 	jobs      map[protocol.JobID]*openJob
 	done      uint64
+	hanging   int // file operations that hung at the last heartbeat
+	draining  bool
 	leaving   bool
 }
 
@@ -84,6 +90,12 @@ func New(cfg Config) (*Worker, error) {
 	if len(cfg.Allow) == 0 {
 		return nil, fault.Hinted(fault.Invalid, "name the roots of sources and destinations with --allow", "worker %s may touch nothing", cfg.Name)
 	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 30 * time.Second
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 5 * time.Second
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -93,7 +105,7 @@ func New(cfg Config) (*Worker, error) {
 	}
 	return &Worker{
 		cfg: cfg, log: cfg.Logger.With("component", "worker", "worker", cfg.Name), instance: rand.Text(), metrics: metrics,
-		commits: make(chan *attempt), kick: make(chan struct{}, 1), ready: make(chan struct{}),
+		commits: make(chan *attempt), kick: make(chan struct{}, 1), ready: make(chan struct{}), drained: make(chan struct{}),
 		timing: protocol.DefaultTiming(), running: map[*attempt]struct{}{}, cancelled: map[protocol.JobID]bool{},
 		unfit: map[protocol.JobID]unfitness{}, jobs: map[protocol.JobID]*openJob{},
 	}, nil
@@ -111,7 +123,9 @@ func bootTime() time.Duration {
 }
 
 // Run joins the cluster and executes shards until ctx ends. Then it hands back
-// what it has at once and says goodbye. A cluster that is not there is waited for.
+// what it has at once and says goodbye. A worker that is drained finishes what it
+// has first, and Run returns nil. A cluster that is not there is waited for; a
+// file operation that does not return is waited for no longer than the grace.
 func (w *Worker) Run(ctx context.Context) error {
 	stopPoke, err := w.cfg.Bus.Listen(protocol.SubjectPoke, func(string, []byte) []byte { w.beatNow(); return nil })
 	if err != nil {
@@ -130,7 +144,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	sg.Go(func() error { w.commitLoop(support); return nil })
 	stop := func() {
 		stopSupport()
-		_ = sg.Wait() // they return nil
+		waitFor(w.cfg.Grace, sg.Wait) // a commit may hang in its sync
 		w.closeJobs()
 	}
 	select {
@@ -150,10 +164,20 @@ func (w *Worker) Run(ctx context.Context) error {
 	close(w.ready)
 	w.log.Info("worker is ready", "pool", w.cfg.Pool, "slots", w.cfg.Slots, "allow", w.cfg.Allow)
 	g, gctx := errgroup.WithContext(ctx)
+	pull, stopPulls := context.WithCancel(gctx)
+	defer stopPulls()
+	g.Go(func() error {
+		select {
+		case <-w.drained:
+			stopPulls()
+		case <-gctx.Done():
+		}
+		return nil
+	})
 	for range w.cfg.Slots {
-		g.Go(func() error { return w.slot(gctx) })
+		g.Go(func() error { return w.slot(gctx, pull) })
 	}
-	err = g.Wait()
+	err = w.finish(ctx, g)
 	w.mu.Lock()
 	w.leaving = true
 	w.mu.Unlock()
@@ -208,29 +232,27 @@ func (b *backoff) after(ctx context.Context, served bool) bool {
 	return bus.Sleep(ctx, b.pause)
 }
 
-// slot executes one shard after the other.
-func (w *Worker) slot(ctx context.Context) error {
+// slot executes one shard after the other while it may pull them.
+func (w *Worker) slot(ctx, pull context.Context) error {
 	var tired backoff
-	for ctx.Err() == nil {
+	for pull.Err() == nil {
 		w.mu.Lock()
 		wait, lease, lapsed := w.timing.Lease/4, w.timing.Lease, bootTime() >= w.lease
 		w.mu.Unlock()
 		if lapsed {
 			// Without its own lease the worker may not act; heartbeats renew it.
-			if !bus.Sleep(ctx, 100*time.Millisecond) {
-				break
-			}
+			bus.Sleep(pull, 100*time.Millisecond)
 			continue
 		}
 		// The lease of a shard runs from before it was asked for: the server
 		// cannot have sent it, and so begun to count, any earlier.
 		asked := bootTime()
-		d, err := w.pool.Next(ctx, wait)
+		d, err := w.pool.Next(pull, wait)
 		switch {
-		case err != nil && ctx.Err() != nil:
+		case err != nil && pull.Err() != nil:
 		case err != nil:
 			w.log.Warn("cannot pull shards, trying again", "error", err)
-			bus.Sleep(ctx, time.Second)
+			bus.Sleep(pull, time.Second)
 			if fault.Is(err, fault.NotFound) {
 				if err := w.join(ctx); err != nil {
 					return err
@@ -305,8 +327,10 @@ func (w *Worker) beatNow() {
 // beat sends one heartbeat and takes over what the answer says.
 func (w *Worker) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
 	var reply protocol.HeartbeatReply
+	hung := w.hung()
 	w.mu.Lock()
 	h := w.report()
+	h.Hung = hung
 	timeout := w.timing.Heartbeat
 	w.mu.Unlock()
 	data, err := json.Marshal(h)
@@ -325,6 +349,9 @@ func (w *Worker) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
 	}
 	if reply.Refused != "" {
 		return reply, nil
+	}
+	if reply.Drain {
+		w.takeNoMore()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -356,7 +383,7 @@ func (w *Worker) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
 func (w *Worker) report() protocol.Heartbeat {
 	h := protocol.Heartbeat{
 		Wire: protocol.WireMajor, Worker: w.cfg.Name, Instance: w.instance, Pool: w.cfg.Pool, Slots: w.cfg.Slots,
-		Allow: w.cfg.Allow, Version: w.cfg.Version, Host: w.cfg.Host, Leaving: w.leaving, Done: w.done, RSS: residentBytes(),
+		Allow: w.cfg.Allow, Version: w.cfg.Version, Host: w.cfg.Host, Drained: w.draining, Leaving: w.leaving, Done: w.done, RSS: residentBytes(),
 	}
 	busy := map[protocol.JobID]bool{}
 	for a := range w.running {

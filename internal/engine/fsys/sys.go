@@ -76,6 +76,37 @@ func Fstat(fd int, st *unix.Stat_t) error {
 	return retry(func() error { return unix.Fstat(fd, st) })
 }
 
+// FstatFlags is Fstat that also tells, for the price of one call, whether the
+// object is immutable or may only be appended to (chattr +i, +a), where kernel
+// and file system say so.
+func FstatFlags(fd int, st *unix.Stat_t) (protected bool, err error) {
+	const mask = unix.STATX_BASIC_STATS
+	var x unix.Statx_t
+	err = retry(func() error { return unix.Statx(fd, "", unix.AT_EMPTY_PATH, mask, &x) })
+	if errno := Errno(err); errno == unix.ENOSYS || errno == unix.EPERM || err == nil && x.Mask&mask != mask {
+		return false, Fstat(fd, st) // old kernels, and filters of system calls that don't know it
+	}
+	if err != nil {
+		return false, err
+	}
+	*st = unix.Stat_t{
+		Dev: unix.Mkdev(x.Dev_major, x.Dev_minor), Ino: x.Ino, Mode: uint32(x.Mode), Uid: x.Uid, Gid: x.Gid,
+		Rdev: unix.Mkdev(x.Rdev_major, x.Rdev_minor), Size: int64(x.Size), Blocks: int64(x.Blocks),
+		Atim: statxTime(x.Atime), Mtim: statxTime(x.Mtime), Ctim: statxTime(x.Ctime),
+	}
+	setTo(&st.Nlink, x.Nlink)
+	setTo(&st.Blksize, x.Blksize)
+	return x.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0, nil
+}
+
+func statxTime(t unix.StatxTimestamp) (ts unix.Timespec) {
+	ts.Sec, ts.Nsec = t.Sec, int64(t.Nsec)
+	return ts
+}
+
+// setTo sets a field whose width depends on the architecture.
+func setTo[T ~int32 | ~int64 | ~uint32 | ~uint64](field *T, v uint32) { *field = T(v) }
+
 // Lstatat fills st from name beneath dirfd without following a link.
 func Lstatat(dirfd int, name string, st *unix.Stat_t) error {
 	return retry(func() error { return unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW) })
