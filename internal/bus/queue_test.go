@@ -55,7 +55,7 @@ func ack(t *testing.T, p *Pool, sequence uint64) {
 	}
 }
 
-func at(n uint64) *uint64 { return &n }
+func at(n uint64) *uint64 { return new(n) }
 
 func TestAnOrphanIsSeenAndReplacedByItsExactSequence(t *testing.T) {
 	for _, memory := range []bool{true, false} {

@@ -122,7 +122,7 @@ func (c *cluster) logFile(name string) *os.File {
 // message, and what processes lose when they are killed does not depend on disks.
 func (c *cluster) storeDir() string {
 	c.t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "fsbackup-chaos-") //nolint:usetesting // in memory, where TempDir is not
+	dir, err := os.MkdirTemp("/dev/shm", "fsbackup-chaos-") // in memory, where TempDir is not
 	if err != nil {
 		return filepath.Join(c.dir, "store")
 	}

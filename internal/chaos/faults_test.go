@@ -217,7 +217,7 @@ func (c *cluster) dump(id protocol.JobID) {
 		}
 		out, err := c.fsb(append(args, "--nats", c.url)...)
 		name := "dump-" + args[0]
-		if _, werr := c.logFile(name).WriteString(fmt.Sprintf("%s\n%v\n", out, err)); werr != nil {
+		if _, werr := fmt.Fprintf(c.logFile(name), "%s\n%v\n", out, err); werr != nil {
 			c.t.Logf("%s: %v", name, werr)
 		}
 	}

@@ -61,7 +61,7 @@ func (c *cluster) start(name, bin string, args ...string) *daemon {
 func (d *daemon) run() {
 	defer close(d.ended)
 	for {
-		cmd := exec.Command(d.args[0], d.args[1:]...) //nolint:noctx // ended by signals
+		cmd := exec.Command(d.args[0], d.args[1:]...) // ended by signals
 		cmd.Env, cmd.Stdout, cmd.Stderr = d.env, d.log, d.log
 		// A test that is killed leaves no processes behind.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -84,7 +84,7 @@ func (w *wire) accept() {
 
 func (w *wire) join(c net.Conn) {
 	d := net.Dialer{Timeout: 5 * time.Second}
-	s, err := d.Dial("tcp", w.target) //nolint:noctx // the time limit is the dialer's
+	s, err := d.Dial("tcp", w.target)
 	if err != nil {
 		_ = c.Close()
 		return
@@ -138,7 +138,7 @@ func (w *wire) copy(from, to net.Conn) {
 		}
 	}
 	_, _ = to.Close(), from.Close() // which ends the reader
-	for range pieces {              //nolint:revive // so that it can end
+	for range pieces {              // so that it can end
 	}
 }
 

@@ -101,7 +101,7 @@ func (s *Sim) Run(ctx context.Context, joined func()) error {
 
 func ended(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // what ends with ctx is meant to
 	}
 	return err
 }

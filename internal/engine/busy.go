@@ -31,7 +31,7 @@ func (e *Engine) Hung(patience time.Duration) []Operation {
 	for g := range e.busy {
 		for i := range g.tasks {
 			t := &g.tasks[i]
-			if seen := time.Duration(t.seen.Load()); seen == 0 || now-seen < patience*g.patience {
+			if seen := time.Duration(t.seen.Load()); seen == 0 || now-seen < patience*time.Duration(g.patience) {
 				continue
 			}
 			if o, ok := t.lend(e); ok {
@@ -56,8 +56,8 @@ func (e *Engine) idle() bool {
 // crew is what the goroutines of one execution are doing.
 type crew struct {
 	job      string
-	patience time.Duration // times as long as usual
-	tasks    []task        // one each
+	patience int    // times as long as usual
+	tasks    []task // one each
 }
 
 // slowly is how many times longer a sync, which writes what many entries left,
@@ -65,7 +65,7 @@ type crew struct {
 const slowly = 4
 
 // crew notes n tasks of a job until the function that it returns is called.
-func (e *Engine) crew(job string, n int, patience time.Duration) (*crew, func()) {
+func (e *Engine) crew(job string, n, patience int) (*crew, func()) {
 	g := &crew{job: job, patience: patience, tasks: make([]task, n)}
 	e.busyMu.Lock()
 	e.busy[g] = struct{}{}
@@ -79,7 +79,7 @@ func (e *Engine) crew(job string, n int, patience time.Duration) (*crew, func())
 
 // alone notes an operation on a root as a whole until the function that it
 // returns is called.
-func (e *Engine) alone(job, doing, path string, patience time.Duration) (done func()) {
+func (e *Engine) alone(job, doing, path string, patience int) (done func()) {
 	g, done := e.crew(job, 1, patience)
 	g.tasks[0].begin(e, doing, path, false)
 	return done

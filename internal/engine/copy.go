@@ -265,7 +265,7 @@ func (r *run) sameContents(t *target, src int, st *unix.Stat_t, dst int, have *u
 	defer func() { _ = fsys.Close(in) }()
 	out, err := r.openData(dst)
 	if err != nil {
-		return false, nil //nolint:nilerr // a target that can't be read is replaced
+		return false, nil // a target that can't be read is replaced
 	}
 	defer func() { _ = fsys.Close(out) }()
 	buf, release, err := r.buffer(t)

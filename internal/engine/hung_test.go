@@ -22,7 +22,7 @@ func (g *rig) hung(n int, patience time.Duration) []Operation {
 		}
 		select {
 		case <-tick.C:
-		case <-g.t.(*testing.T).Context().Done():
+		case <-g.t.Context().Done():
 			g.t.Fatal("nothing hangs")
 		}
 	}

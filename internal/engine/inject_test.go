@@ -218,10 +218,7 @@ func (in *injected) calls() (base, total map[string]int) {
 		case !ok || strings.ContainsAny(name, " <+-"):
 		case name == "write" && strings.Contains(rest, `"begin\n"`):
 			base = total
-			total = map[string]int{}
-			for k, v := range base {
-				total[k] = v
-			}
+			total = maps.Clone(base)
 		case name == "write" && base != nil && strings.HasPrefix(rest, "1, "):
 			return base, total
 		default:
@@ -274,7 +271,7 @@ func contentsOf(line string) string {
 		return "directory"
 	}
 	keep := mode
-	for _, w := range strings.Fields(rest) {
+	for w := range strings.FieldsSeq(rest) {
 		if strings.HasPrefix(w, "size=") || strings.HasPrefix(w, "data=") || strings.HasPrefix(w, "to=") || strings.HasPrefix(w, "user.") {
 			keep += " " + w
 		}
@@ -425,7 +422,8 @@ func TestEachSystemCallFails(t *testing.T) {
 				}
 				for i, errno := range errnos {
 					if i > 0 {
-						in = newInjected(in.t.(*testing.T), named)
+						t, _ := in.t.(*testing.T) // as it was made
+						in = newInjected(t, named)
 					}
 					result := in.fails(name, n, errno)
 					mu.Lock()

@@ -1,6 +1,7 @@
 package treetest
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,11 +33,11 @@ func LoopFS(t testing.TB, kind string, mkfsArgs ...string) string {
 	b.Dir("mnt")
 	b.File("img", "")
 	b.must(os.Truncate(b.Path("img"), 512<<20))
-	if out, err := exec.Command(mkfs, append(mkfsArgs, b.Path("img"))...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), mkfs, append(mkfsArgs, b.Path("img"))...).CombinedOutput(); err != nil {
 		t.Skipf("mkfs.%s: %v: %s", kind, err, out)
 	}
 	at := filepath.Join(dir, "mnt")
-	if out, err := exec.Command("mount", "-o", "loop", b.Path("img"), at).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "mount", "-o", "loop", b.Path("img"), at).CombinedOutput(); err != nil {
 		t.Skipf("needs loop mounts: %v: %s", err, out)
 	}
 	t.Cleanup(func() { unmount(t, at) })
@@ -71,7 +72,7 @@ func Freezable(t testing.TB) (dir string, freeze, thaw func()) {
 	}
 	dir = LoopFS(t, "ext4", "-q")
 	do := func(how string) {
-		if out, err := exec.Command("fsfreeze", how, dir).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "fsfreeze", how, dir).CombinedOutput(); err != nil {
 			t.Errorf("fsfreeze %s: %v: %s", how, err, out)
 		}
 	}

@@ -132,7 +132,7 @@ func (x *Remover) step(dirfd int) error {
 		// Removing while reading may skip names on some file systems.
 		l.progress = false
 		_, err := seek(l.fd, 0, unix.SEEK_SET)
-		return err //nolint:wrapcheck // bare errnos by contract
+		return err
 	}
 	return x.pop(dirfd)
 }
