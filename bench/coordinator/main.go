@@ -2,7 +2,7 @@
 // many entries. One control file of deletes is written and submitted under many
 // names; workers that execute nothing answer at once. It prints what the
 // coordinator's process takes over time, and fails if that is more than -limit,
-// if the queue ever holds more than the credit window, or if the job's figures
+// if the queue ever holds more than slots can have in it, or if the job's figures
 // are not exact.
 //
 //	go run ./bench/coordinator -entries 100000000
@@ -223,16 +223,17 @@ func (m *meter) verdict(v protocol.JobView) error {
 		return err
 	}
 	total := uint64((m.cfg.entries + m.cfg.perFile - 1) / m.cfg.perFile * m.cfg.perFile)
-	// The cursor is a message too.
-	window := uint64(m.cfg.workers*m.cfg.slots) + 1
+	// Each slot has at most one shard that is not answered, and one that is and
+	// whose ack is on its way. The cursor is a message too.
+	window := 2*uint64(m.cfg.workers*m.cfg.slots) + 1
 	sec := time.Since(m.began).Seconds()
-	fmt.Fprintf(m.out, "job %s: %d entries in %.0f s, %.0f entries/s; coordinator: peak %d MiB, %.1f s of CPU; queue: at most %d messages, window %d\n",
+	fmt.Fprintf(m.out, "job %s: %d entries in %.0f s, %.0f entries/s; coordinator: peak %d MiB, %.1f s of CPU; queue: at most %d messages of %d possible\n",
 		v.State, v.Stats.Deleted, sec, float64(v.Stats.Deleted)/sec, u.Peak>>20, u.CPU.Seconds(), m.most.Load(), window)
 	switch {
 	case v.State != protocol.StateCompleted || v.Stats.Deleted != total || v.Stats.FilesToDelete != total || v.Failures != 0:
 		return fmt.Errorf("job is %s (%s): %+v, want %d entries", v.State, v.Reason, v.Stats, total)
 	case m.most.Load() > window:
-		return fmt.Errorf("the queue held %d messages, the credit window is %d", m.most.Load(), window)
+		return fmt.Errorf("the queue held %d messages, at most %d can be in it", m.most.Load(), window)
 	case u.Peak > m.cfg.limit:
 		return fmt.Errorf("the coordinator took %d MiB, the limit is %d", u.Peak>>20, m.cfg.limit>>20)
 	}

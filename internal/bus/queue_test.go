@@ -55,8 +55,6 @@ func ack(t *testing.T, p *Pool, sequence uint64) {
 	}
 }
 
-func at(n uint64) *uint64 { return new(n) }
-
 func TestAnOrphanIsSeenAndReplacedByItsExactSequence(t *testing.T) {
 	for _, memory := range []bool{true, false} {
 		b := start(t, memory)
@@ -74,15 +72,15 @@ func TestAnOrphanIsSeenAndReplacedByItsExactSequence(t *testing.T) {
 			t.Fatalf("ack floor %d, %v: shard 0 has sequence 1", floor, err)
 		}
 		again := shard(0)
-		again.Expect = at(2)
+		again.Expect = new(uint64(2))
 		if _, err := b.PublishBatch(ctx, []Message{again}, cursor("a"), 3); !errors.Is(err, ErrConflict) {
 			t.Fatalf("replaced with another sequence than it has: %v, want ErrConflict", err)
 		}
-		again.Expect = at(0)
+		again.Expect = new(uint64(0))
 		if _, err := b.PublishBatch(ctx, []Message{again}, cursor("a"), 3); !errors.Is(err, ErrConflict) {
 			t.Fatalf("replaced as if it were not there: %v, want ErrConflict", err)
 		}
-		again.Expect = at(1)
+		again.Expect = new(uint64(1))
 		if _, err := b.PublishBatch(ctx, []Message{again}, cursor("a"), 2); !errors.Is(err, ErrConflict) {
 			t.Fatalf("replaced by a leader whose cursor has moved: %v, want ErrConflict", err)
 		}
@@ -105,7 +103,7 @@ func TestAMissingShardIsPublishedOnlyWhereThereIsNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := shard(0)
-	again.Expect = at(0)
+	again.Expect = new(uint64(0))
 	if _, err := b.PublishBatch(ctx, []Message{again}, cursor("a"), seq); !errors.Is(err, ErrConflict) {
 		t.Fatalf("a pending shard was replaced: %v, want ErrConflict", err)
 	}

@@ -94,8 +94,8 @@ func (b *Bus) layoutError(op, name string, err error) error {
 	return classify(op, name, err)
 }
 
-// EnsurePool makes the consumer of a pool's shards. Workers and coordinators
-// both call it; the last configuration wins, so both must give the same ackWait.
+// EnsurePool makes the consumer of a pool's shards, or brings it up to date. All
+// workers call it, with the ackWait that the coordinator gave them.
 func (b *Bus) EnsurePool(ctx context.Context, class, pool string, ackWait time.Duration) error {
 	name := protocol.PoolConsumer(class, pool)
 	cfg := jetstream.ConsumerConfig{
@@ -103,6 +103,14 @@ func (b *Bus) EnsurePool(ctx context.Context, class, pool string, ackWait time.D
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1,
 		// The defaults (512 and 1,000) would stop a large pool.
 		MaxWaiting: 65_536, MaxAckPending: 100_000,
+	}
+	// Thousands of workers that join at once change nothing: an update is work for
+	// the server also where it is none.
+	if c, err := b.js.Consumer(ctx, protocol.StreamShards, name); err == nil {
+		if is := c.CachedInfo().Config; is.FilterSubject == cfg.FilterSubject && is.AckWait == cfg.AckWait && is.MaxDeliver == cfg.MaxDeliver &&
+			is.MaxWaiting == cfg.MaxWaiting && is.MaxAckPending == cfg.MaxAckPending {
+			return nil
+		}
 	}
 	if _, err := b.js.CreateOrUpdateConsumer(ctx, protocol.StreamShards, cfg); err != nil {
 		if errors.Is(err, jetstream.ErrStreamNotFound) {

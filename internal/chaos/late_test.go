@@ -50,7 +50,7 @@ func (x *run) late() {
 	x.disturbSource()
 	left := treetest.Listing(x.t, dst)
 	for _, on := range asleep {
-		began := on.d.begun()
+		said := on.d.said(x.t, standsBy)
 		woken := time.Now()
 		on.d.signal(syscall.SIGCONT)
 		if _, worker := x.workers[on.name]; worker {
@@ -61,7 +61,7 @@ func (x *run) late() {
 			left = treetest.Listing(x.t, dst)
 			continue
 		}
-		x.restarted(on.d, began)
+		x.yields(on.d, said)
 		x.idle(time.Now())
 		x.untouched(on.name, left, treetest.Listing(x.t, dst), 0)
 	}
@@ -118,14 +118,17 @@ func (x *run) idle(since time.Time) {
 	}
 }
 
-// restarted waits until a leader that woke has seen that it leads no more: it
-// ends, and is started again.
-func (x *run) restarted(d *daemon, began int) {
+// standsBy is what a coordinator says that leads no more.
+const standsBy = "leads no longer and stands by"
+
+// yields waits until a leader that woke has seen that it leads no more.
+func (x *run) yields(d *daemon, said int) {
 	x.t.Helper()
 	deadline := time.Now().Add(time.Minute)
-	for d.begun() == began {
+	for d.said(x.t, standsBy) == said {
 		if time.Now().After(deadline) || !bus.Sleep(x.t.Context(), 50*time.Millisecond) {
 			x.dump("")
+			d.signal(syscall.SIGQUIT) // its goroutines go to its log
 			x.t.Fatalf("%s woke after another had taken its place, and goes on as if it led", d.name)
 		}
 	}

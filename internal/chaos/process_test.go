@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -27,7 +28,6 @@ type daemon struct {
 	cmd     *exec.Cmd
 	stopped bool          // it is not to be started again
 	pause   time.Duration // before the next start
-	starts  int
 	ended   chan struct{} // closed when it is stopped and gone
 }
 
@@ -72,7 +72,6 @@ func (d *daemon) run() {
 		}
 		err := cmd.Start()
 		d.cmd = cmd
-		d.starts++
 		d.mu.Unlock()
 		if err == nil {
 			err = cmd.Wait()
@@ -103,11 +102,14 @@ func (d *daemon) end(s syscall.Signal, pause time.Duration) {
 	d.signal(s)
 }
 
-// begun is how often the daemon was started.
-func (d *daemon) begun() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.starts
+// said is how often the daemon has logged a text.
+func (d *daemon) said(t *testing.T, text string) int {
+	t.Helper()
+	log, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Count(log, []byte(text))
 }
 
 // nextPort is where the search for free ports begins: below those that the

@@ -35,6 +35,8 @@ type Sim struct {
 	mu      sync.Mutex
 	running map[*bus.Delivery]protocol.Running
 	timing  protocol.Timing
+	errors  uint64
+	last    error
 }
 
 // Shard is a shard that a simulated worker has.
@@ -66,42 +68,66 @@ func (s *Sim) Run(ctx context.Context, joined func()) error {
 	s.mu.Lock()
 	t := s.timing
 	s.mu.Unlock()
-	if err := s.Bus.EnsurePool(ctx, protocol.ClassStandard, s.Pool, t.AckWait); err != nil {
-		return ended(ctx, err)
-	}
-	pool, err := s.Bus.Pool(ctx, protocol.ClassStandard, s.Pool)
-	if err != nil {
-		return ended(ctx, err)
+	var pool *bus.Pool
+	s.persist(ctx, func() error {
+		err := s.Bus.EnsurePool(ctx, protocol.ClassStandard, s.Pool, t.AckWait)
+		if err == nil {
+			pool, err = s.Bus.Pool(ctx, protocol.ClassStandard, s.Pool)
+		}
+		return err
+	})
+	if pool == nil {
+		return nil
 	}
 	if s.Wait == 0 {
 		s.Wait = t.Lease / 4
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var wg sync.WaitGroup
-	note := func(err error) {
-		if err = ended(ctx, err); err != nil {
-			cancel(err)
-		}
-	}
 	wg.Go(func() {
 		for bus.Sleep(ctx, t.Heartbeat) {
-			note(s.beat(ctx))
+			s.note(ctx, s.beat(ctx))
 		}
 	})
 	for range s.Slots {
-		wg.Go(func() { note(s.slot(ctx, pool)) })
+		wg.Go(func() { s.slot(ctx, pool) })
 	}
 	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
-	}
 	return nil
+}
+
+// Errors returns how often something had to be tried again, and the last reason.
+func (s *Sim) Errors() (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.errors, s.last
+}
+
+func (s *Sim) note(ctx context.Context, err error) {
+	if ended(ctx, err) != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.errors++
+		s.last = err
+	}
+}
+
+// persist tries until it works or ctx ends, as a worker does.
+func (s *Sim) persist(ctx context.Context, f func() error) {
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		s.note(ctx, err)
+		if !bus.Sleep(ctx, time.Second) {
+			return
+		}
+	}
 }
 
 func ended(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // what ends with ctx is meant to
+		return nil //nolint:nilerr // the end was asked for, and what it interrupts fails
 	}
 	return err
 }
@@ -136,20 +162,16 @@ func (s *Sim) beat(ctx context.Context) error {
 	return nil
 }
 
-func (s *Sim) slot(ctx context.Context, pool *bus.Pool) error {
+func (s *Sim) slot(ctx context.Context, pool *bus.Pool) {
 	for ctx.Err() == nil {
-		d, err := pool.Next(ctx, s.Wait)
-		if err != nil {
+		s.persist(ctx, func() error {
+			d, err := pool.Next(ctx, s.Wait)
+			if err == nil && d != nil {
+				err = s.answer(ctx, d) // else it is delivered again
+			}
 			return err
-		}
-		if d == nil {
-			continue
-		}
-		if err := s.answer(ctx, d); err != nil {
-			return err
-		}
+		})
 	}
-	return nil
 }
 
 func (s *Sim) answer(ctx context.Context, d *bus.Delivery) error {
