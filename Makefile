@@ -38,8 +38,9 @@ test: ## run all tests under the race detector; needs neither Docker nor network
 race: ## run all tests three times under the race detector, in random order
 	$(GO) test -race -timeout 45m -count 3 -shuffle on $(TESTFLAGS) ./...
 
-long: ## run the tests of the engine in their full form: every system call killed and failed, 10,000 rounds of swaps; about an hour
+long: ## run tests in their full form: every system call killed and failed, 10,000 rounds of swaps, one tree cut in 18 ways
 	FSBACKUP_LONG=1 $(GO) test -race -timeout 4h -count 1 -v $(TESTFLAGS) ./internal/engine/...
+	FSBACKUP_LONG=1 $(GO) test -race -timeout 1h -count 1 -v -run TestOneTreeHoweverItIsCut $(TESTFLAGS) ./internal/clustertest
 
 lint: $(GOLANGCI) ## check format, go vet and the linters of .golangci.yml
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null)); \
