@@ -168,8 +168,9 @@ func TestAJobNeverHasMoreShardsAtOnceThanItsLimit(t *testing.T) {
 	limited := busy(t, c, g, files, 3, func(s *protocol.JobSpec) { s.MaxWorkers = 3 })
 	other := busy(t, c, g, files, 5, nil)
 	g.served(60, other)
-	if g.most[limited] != 3 || g.jobs[limited] != 3 || g.most[other] != 5 {
-		t.Errorf("at once: at most %v, now %v; want 3 of the limited job and 5 of the other", g.most, g.jobs)
+	// What the limited job leaves for a moment the other may take.
+	if g.most[limited] != 3 || g.most[other] < 5 {
+		t.Errorf("at once: at most %v, now %v; want 3 of the limited job and the rest of the other", g.most, g.jobs)
 	}
 }
 

@@ -31,8 +31,16 @@ func (c *Coordinator) foldResults(ctx context.Context, caughtUp chan<- struct{})
 	if !waiting {
 		close(caughtUp)
 	}
+	var batch []answered
 	return c.cfg.Bus.Tail(ctx, protocol.StreamResults, protocol.SubjectsResults, from+1, func(m bus.Stored) error {
-		c.fold(ctx, m)
+		batch = append(batch, c.decode(m))
+		// Only of what was there at the start is it known that more will come: what
+		// follows later can be removed before it is read.
+		if waiting && m.Pending > 0 && m.Sequence < at.LastSeq && len(batch) < foldMost {
+			return nil
+		}
+		c.fold(ctx, batch)
+		batch = batch[:0]
 		if waiting && (m.Pending == 0 || m.Sequence >= at.LastSeq) {
 			waiting = false
 			close(caughtUp)
@@ -41,52 +49,77 @@ func (c *Coordinator) foldResults(ctx context.Context, caughtUp chan<- struct{})
 	})
 }
 
-// fold adds one stored result to its job.
-func (c *Coordinator) fold(ctx context.Context, m bus.Stored) {
+// foldMost is how many results are added to the view in one transaction at a
+// start: with one each, that would take most of the time.
+const foldMost = 256
+
+// answered is a result as the stream has it.
+type answered struct {
+	r        *protocol.ResultMsg // nil = of no shard
+	sequence uint64
+	folded   bool // it was its shard's first
+}
+
+func (c *Coordinator) decode(m bus.Stored) answered {
+	a := answered{sequence: m.Sequence}
 	id, p, n, ok := protocol.ParseResultSubject(m.Subject)
 	if !ok {
 		c.log.Warn("result with an unknown subject ignored", "subject", m.Subject)
-		c.advance(m.Sequence, func() {})
-		return
+		return a
 	}
-	r := &protocol.ResultMsg{}
-	if err := protocol.Decode(m.Data, protocol.TypeResult, r); err != nil {
+	a.r = &protocol.ResultMsg{}
+	if err := protocol.Decode(m.Data, protocol.TypeResult, a.r); err != nil {
 		// It cannot be replaced, so it counts: as a failed shard of which no more
 		// is known.
 		c.log.Error("result cannot be read, its shard counts as failed", "job", id, "phase", p, "shard", n, "error", err)
-		r = &protocol.ResultMsg{Failures: 1, Counts: &protocol.CountsMsg{FilesFailed: 1}}
+		a.r = &protocol.ResultMsg{Failures: 1, Counts: &protocol.CountsMsg{FilesFailed: 1}}
 	}
-	r.Job, r.Phase, r.N = string(id), uint32(p), n
-	folded := false
-	c.advance(m.Sequence, func() {
-		c.update(func(t state.Tx) {
-			var open bool
-			if folded, open = t.Fold(r); open {
-				// Within the update, so that no shard is both counted by an account that
-				// is just opened and answered before it.
-				c.ledger.answered(id, 1)
-			}
-		})
-	})
-	if !folded {
-		return
-	}
-	c.tel.folded(ctx, p, r)
-	if run := c.runner(id); run != nil {
-		run.poke()
-		c.checkFailFast(ctx, run)
-	}
-	c.publishEvent(id, false)
+	a.r.Job, a.r.Phase, a.r.N = string(id), uint32(p), n
+	return a
 }
 
-// advance folds a result and notes its sequence, both in one step for whoever
-// makes a checkpoint.
-func (c *Coordinator) advance(sequence uint64, fold func()) {
+// fold adds results, in the order of the stream, to their jobs.
+func (c *Coordinator) fold(ctx context.Context, batch []answered) {
+	c.addAll(batch)
+	runs := map[protocol.JobID]*runner{}
+	for _, a := range batch {
+		if !a.folded {
+			continue
+		}
+		id := protocol.JobID(a.r.GetJob())
+		c.tel.folded(ctx, protocol.Phase(a.r.GetPhase()), a.r)
+		runs[id] = c.runner(id)
+	}
+	for id, run := range runs {
+		if run != nil {
+			run.poke()
+			c.checkFailFast(ctx, run)
+		}
+		c.publishEvent(id, false)
+	}
+}
+
+// addAll adds results to the view and notes the sequence of the last, all in one
+// step for whoever makes a checkpoint.
+func (c *Coordinator) addAll(batch []answered) {
 	c.folding.Lock()
 	defer c.folding.Unlock()
-	fold()
-	c.folded = max(c.folded, sequence)
-	if c.sinceMany++; c.sinceMany >= c.cfg.CheckpointEvery {
+	c.update(func(t state.Tx) {
+		for i := range batch {
+			a := &batch[i]
+			if a.r == nil {
+				continue
+			}
+			var open bool
+			if a.folded, open = t.Fold(a.r); open {
+				// Within the update, so that no shard is both counted by an account that
+				// is just opened and answered before it.
+				c.ledger.answered(protocol.JobID(a.r.GetJob()), 1)
+			}
+		}
+	})
+	c.folded = max(c.folded, batch[len(batch)-1].sequence)
+	if c.sinceMany += len(batch); c.sinceMany >= c.cfg.CheckpointEvery {
 		c.sinceMany = 0
 		select {
 		case c.foldedMany <- struct{}{}:
