@@ -124,15 +124,22 @@ var nextPort = func() *atomic.Int64 {
 // freeAddr returns an address of this host that nothing listens on.
 func freeAddr(t testing.TB) string {
 	t.Helper()
+	l := listen(t)
+	_ = l.Close() // taken again at once
+	return l.Addr().String()
+}
+
+// listen listens on an address that was free. A process that is being started
+// may hold one that was closed a moment ago.
+func listen(t testing.TB) net.Listener {
+	t.Helper()
 	var lc net.ListenConfig
 	for range 1000 {
 		addr := net.JoinHostPort("127.0.0.1", strconv.FormatInt(nextPort.Add(1), 10))
-		l, err := lc.Listen(t.Context(), "tcp", addr)
-		if err == nil {
-			_ = l.Close() // taken again at once
-			return addr
+		if l, err := lc.Listen(t.Context(), "tcp", addr); err == nil {
+			return l
 		}
 	}
 	t.Fatal("no port is free")
-	return ""
+	return nil
 }

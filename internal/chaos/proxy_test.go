@@ -26,11 +26,7 @@ type wire struct {
 // newWire listens on a free port. It is closed with the test.
 func newWire(t testing.TB, target string, latency time.Duration) *wire {
 	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", freeAddr(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	w := &wire{l: l, target: target, latency: latency, changed: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	go w.accept()
 	t.Cleanup(func() {
@@ -185,11 +181,7 @@ func (ws wires) slow(latency time.Duration) {
 
 func TestWireHoldsBackAndCuts(t *testing.T) {
 	t.Parallel()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", freeAddr(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	defer l.Close()
 	go func() {
 		for {
