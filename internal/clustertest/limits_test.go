@@ -42,7 +42,6 @@ func TestAFullQueueStallsAJobAndCursorsStillFit(t *testing.T) {
 	tiny := func(cfg *coordinator.Config) { cfg.Layout.MaxBytes = bytes }
 	first := c.leadWith("first", tiny)
 	g := c.haunt(t, 4000)
-	defer g.keep(4000)()
 	id := c.submitFiles(deletes(t, 1, 1000), nil)
 	full := func(v protocol.JobView) bool { return v.StallCause == "publish" }
 	v := c.Until(id, full)

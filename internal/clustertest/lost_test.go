@@ -21,7 +21,7 @@ type ghost struct {
 	pool *bus.Pool
 }
 
-// haunt announces a worker with so many slots.
+// haunt announces a worker with so many slots, again and again until the test ends.
 func (c *Cluster) haunt(t *testing.T, slots int) *ghost {
 	t.Helper()
 	g := &ghost{t: t, b: c.connect("ghost")}
@@ -36,6 +36,7 @@ func (c *Cluster) haunt(t *testing.T, slots int) *ghost {
 	if err := g.beat(slots); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(g.keep(slots))
 	return g
 }
 

@@ -15,7 +15,6 @@ func TestAShardThatIsCutAgainIsTheSameByteByByte(t *testing.T) {
 	t.Parallel()
 	c := New(t, Timing())
 	g := c.haunt(t, 4000)
-	defer g.keep(4000)()
 	files := deletes(t, 2, 1250)
 	id := c.submitFiles(files, nil)
 	c.Until(id, func(v protocol.JobView) bool { return open(v) == 2500 })
