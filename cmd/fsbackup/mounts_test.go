@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
 
@@ -21,10 +22,23 @@ func TestWorkerThatSeesAnotherMountTakesNoShards(t *testing.T) {
 	}
 	flag := cluster(t, 1, filepath.Dir(src), filepath.Dir(dst))
 	fsb(t, "scan", src, "--out", scan).want(t, 0)
+	v := withStray(t, flag, src, dst, scan)
+	treetest.Same(t, src, dst)
+	exact(t, v, treetest.Count(treetest.Listing(t, src)))
+	if v.Workers["stray"] != 0 {
+		t.Errorf("shards were answered by %v: the stray worker wrote to another mount", v.Workers)
+	}
+}
+
+// withStray runs a job during which a worker joins that has another mount at dst,
+// and returns how the job ended.
+func withStray(t *testing.T, flag, src, dst, scan string, more ...string) protocol.JobView {
+	t.Helper()
 	// One shard at a time, and many of them, so that the pause comes before the end.
-	fsb(t, "submit", flag, "--source", src, "--destination", dst, "--meta", scan, "--control", scan, "--shard-entries", "1", "--max-shards", "1").want(t, 0)
-	// The first worker has left its mark once it has answered a shard; the job then
-	// waits until the stray one is there.
+	args := []string{"submit", flag, "--source", src, "--destination", dst, "--meta", scan, "--control", scan, "--shard-entries", "1", "--max-shards", "1"}
+	fsb(t, append(args, more...)...).want(t, 0)
+	// The first worker has proven its roots once it has answered a shard; the job
+	// then waits until the stray one is there.
 	until(t, func(r result) bool { return r.code == 0 && len(r.job(t).Workers) > 0 }, "status", flag, "last", "--json")
 	fsb(t, "pause", flag, "last").want(t, 0)
 	script := `mount -t tmpfs none "$1" && exec "$2" "$3" --name stray --allow /`
@@ -38,12 +52,7 @@ func TestWorkerThatSeesAnotherMountTakesNoShards(t *testing.T) {
 	})
 	until(t, func(r result) bool { return strings.Contains(r.stdout, "stray") }, "workers", flag)
 	fsb(t, "resume", flag, "last").want(t, 0)
-	v := fsb(t, "watch", flag, "last", "--json").want(t, 0).job(t)
-	treetest.Same(t, src, dst)
-	exact(t, v, treetest.Count(treetest.Listing(t, src)))
-	if v.Workers["stray"] != 0 {
-		t.Errorf("shards were answered by %v: the stray worker wrote to another mount", v.Workers)
-	}
+	return fsb(t, "watch", flag, "last", "--json").want(t, 0).job(t)
 }
 
 func TestDeleteBeforeMakesRoomForTheCopy(t *testing.T) {

@@ -243,25 +243,11 @@ func TestVerifyTakesNoWorkerThatSeesAnotherMount(t *testing.T) {
 		t.Skip("a mount namespace of its own for a worker needs root")
 	}
 	src, dst, scan := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst"), filepath.Join(t.TempDir(), "scan")
-	treetest.Random(t, src, 22, 1200)
+	treetest.Random(t, src, 22, 600)
 	fsb(t, "backup", "-q", "--no-state", "--sync", "none", src, dst).want(t, 0)
 	flag := cluster(t, 1, filepath.Dir(src), filepath.Dir(dst))
 	fsb(t, "scan", src, "--out", scan).want(t, 0)
-	fsb(t, "submit", flag, "--source", src, "--destination", dst, "--meta", scan, "--control", scan, "--shard-entries", "10", "--verify-only").want(t, 0)
-	until(t, func(r result) bool { return r.code == 0 && len(r.job(t).Workers) > 0 }, "status", flag, "last", "--json")
-	fsb(t, "pause", flag, "last").want(t, 0)
-	script := `mount -t tmpfs none "$1" && exec "$2" "$3" --name stray --allow /`
-	cmd := exec.Command("unshare", "-m", "sh", "-c", script, "sh", dst, filepath.Join(bin, "worker"), flag)
-	if err := cmd.Start(); err != nil {
-		t.Skipf("no mount namespace here: %v", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		_ = cmd.Wait() // it was told to stop
-	})
-	until(t, func(r result) bool { return strings.Contains(r.stdout, "stray") }, "workers", flag)
-	fsb(t, "resume", flag, "last").want(t, 0)
-	v := fsb(t, "watch", flag, "last", "--json").want(t, 0).job(t)
+	v := withStray(t, flag, src, dst, scan, "--verify-only")
 	verified(t, v, treetest.Count(treetest.Listing(t, src)), nil)
 	if v.Workers["stray"] != 0 {
 		t.Errorf("shards were answered by %v: the stray worker compared another mount", v.Workers)
