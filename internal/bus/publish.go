@@ -35,8 +35,9 @@ const MaxBatch = 1000
 // and only if the last message on the cursor's subject has sequence expect (0 =
 // there is none). It returns the cursor's sequence; the messages before it have
 // the sequences just below. A message on a subject that has one takes its place.
-// Where expect, or that of a message, is wrong the error wraps ErrConflict, where the stream has no room ErrFull. After any other error the caller must
-// read the cursor to learn whether the batch was stored.
+// Where expect, or that of a message, is wrong the error wraps ErrConflict, where
+// the stream has no room ErrFull. After any other error the caller must read the
+// cursor to learn whether the batch was stored.
 func (b *Bus) PublishBatch(ctx context.Context, msgs []Message, cursor Message, expect uint64) (uint64, error) {
 	if len(msgs)+1 > MaxBatch {
 		return 0, fault.New(fault.Internal, "batch of %d messages, at most %d are possible", len(msgs)+1, MaxBatch)
