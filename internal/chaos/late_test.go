@@ -13,9 +13,10 @@ import (
 )
 
 // late runs a job in which a worker falls asleep in the middle of its shards and,
-// where there is a standby, the leader as well. The others do the job, then the
-// source changes, and then the sleepers wake: they must not touch what the job
-// has left, nor its figures.
+// where there is a standby, the leader as well, with shards under way that it has
+// published. The others do the job, then the source changes, and then the sleepers
+// wake and what was under way arrives: they must not touch what the job has left,
+// nor its figures.
 func (x *run) late() {
 	x.t.Helper()
 	dst := filepath.Join(x.dir, "late")
@@ -33,14 +34,18 @@ func (x *run) late() {
 			return
 		}
 		if on, ok := x.pick(x.r, component); ok {
+			what := ""
+			if component == theLead && x.strand(on) {
+				what = " with a batch under way"
+			}
 			on.d.signal(syscall.SIGSTOP)
-			x.t.Logf("late: %s %s sleeps from shard %d on", component, on.name, p.count())
+			x.t.Logf("late: %s %s sleeps from shard %d on%s", component, on.name, p.count(), what)
 			asleep = append(asleep, on)
 		}
 	}
 	sleep(3, aWorker)
 	if !x.embedded {
-		sleep(p.count()+5, theLead)
+		sleep(p.count()+2, theLead)
 	}
 	v := p.end()
 	x.t.Logf("job late: %s after %.1f s, %d shards repeated, answered by %v", v.State, v.Seconds, v.Stats.ShardsRepeated, v.Workers)
@@ -61,6 +66,7 @@ func (x *run) late() {
 			left = treetest.Listing(x.t, dst)
 			continue
 		}
+		on.wires.heal()
 		x.yields(on.d, said)
 		x.idle(time.Now())
 		x.untouched(on.name, left, treetest.Listing(x.t, dst), 0)
@@ -72,6 +78,20 @@ func (x *run) late() {
 	if x.t.Failed() {
 		x.dump(id)
 	}
+}
+
+// strand holds back what a leader sends until that is a whole batch of shards. It
+// reports false if there was none within a third of its lease.
+func (x *run) strand(on part) bool {
+	x.t.Helper()
+	on.wires.mute()
+	deadline := time.Now().Add(leader / 3)
+	for !on.wires.holds("Nats-Batch-Commit") {
+		if time.Now().After(deadline) || !bus.Sleep(x.t.Context(), time.Millisecond) {
+			return false
+		}
+	}
+	return true
 }
 
 // disturbSource changes the contents of every file, and nothing else.

@@ -1,8 +1,10 @@
 package chaos
 
 import (
+	"bytes"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,8 +19,10 @@ type wire struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed when what follows changes
 	latency time.Duration
-	stalled bool // bytes are held back, and arrive later
-	cut     bool // connections are refused
+	stalled bool   // bytes are held back, and arrive later
+	mute    bool   // so are bytes to the target, while others arrive
+	held    []byte // bytes to the target since it is mute
+	cut     bool   // connections are refused
 	closed  bool
 	conns   map[net.Conn]struct{}
 }
@@ -94,8 +98,8 @@ func (w *wire) join(c net.Conn) {
 	w.conns[c], w.conns[s] = struct{}{}, struct{}{}
 	w.mu.Unlock()
 	var both sync.WaitGroup
-	both.Go(func() { w.copy(c, s) })
-	both.Go(func() { w.copy(s, c) })
+	both.Go(func() { w.copy(c, s, true) })
+	both.Go(func() { w.copy(s, c, false) })
 	both.Wait()
 	w.mu.Lock()
 	delete(w.conns, c)
@@ -109,8 +113,8 @@ type piece struct {
 	read time.Time
 }
 
-// copy carries bytes one way until either end is closed.
-func (w *wire) copy(from, to net.Conn) {
+// copy carries bytes one way, out being to the target, until either end is closed.
+func (w *wire) copy(from, to net.Conn, out bool) {
 	pieces := make(chan piece, 256)
 	go func() {
 		defer close(pieces)
@@ -118,6 +122,9 @@ func (w *wire) copy(from, to net.Conn) {
 			buf := make([]byte, 16<<10)
 			n, err := from.Read(buf)
 			if n > 0 {
+				if out {
+					w.note(buf[:n])
+				}
 				pieces <- piece{buf[:n], time.Now()}
 			}
 			if err != nil {
@@ -126,7 +133,7 @@ func (w *wire) copy(from, to net.Conn) {
 		}
 	}()
 	for p := range pieces {
-		if !w.hold(p.read) {
+		if !w.hold(p.read, out) {
 			break
 		}
 		if _, err := to.Write(p.data); err != nil {
@@ -138,11 +145,20 @@ func (w *wire) copy(from, to net.Conn) {
 	}
 }
 
+// note keeps what is held back of a mute wire.
+func (w *wire) note(data []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mute {
+		w.held = append(w.held, data...)
+	}
+}
+
 // hold waits until bytes that were read at a time may go on.
-func (w *wire) hold(read time.Time) bool {
+func (w *wire) hold(read time.Time, out bool) bool {
 	for {
 		w.mu.Lock()
-		wait, stalled, closed, changed := time.Until(read.Add(w.latency)), w.stalled, w.closed, w.changed
+		wait, stalled, closed, changed := time.Until(read.Add(w.latency)), w.stalled || w.mute && out, w.closed, w.changed
 		w.mu.Unlock()
 		switch {
 		case closed:
@@ -171,7 +187,17 @@ func (ws wires) cut() {
 	ws.reset()
 }
 func (ws wires) heal() {
-	ws.each(func(w *wire) { w.set(func() { w.cut, w.stalled = false, false }) })
+	ws.each(func(w *wire) { w.set(func() { w.cut, w.stalled, w.mute, w.held = false, false, false, nil }) })
+}
+func (ws wires) mute() { ws.each(func(w *wire) { w.set(func() { w.mute = true }) }) }
+
+// holds reports whether a text is among what mute wires hold back.
+func (ws wires) holds(text string) bool {
+	return slices.ContainsFunc(ws, func(w *wire) bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return bytes.Contains(w.held, []byte(text))
+	})
 }
 func (ws wires) stall() { ws.each(func(w *wire) { w.set(func() { w.stalled = true }) }) }
 func (ws wires) reset() { ws.each((*wire).reset) }
@@ -222,6 +248,15 @@ func TestWireHoldsBackAndCuts(t *testing.T) {
 	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second)) // fails with the read
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 		t.Fatalf("what was held back did not arrive: %v", err)
+	}
+	wires{w}.mute()
+	if err := echo(); err == nil || !(wires{w}).holds("x") {
+		t.Fatalf("a mute wire did not hold a byte back: %v", err)
+	}
+	wires{w}.heal()
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second)) // fails with the read
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatalf("what a mute wire held back did not arrive: %v", err)
 	}
 	wires{w}.cut()
 	if err := echo(); err == nil {
