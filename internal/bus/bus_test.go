@@ -115,9 +115,9 @@ func TestShardComesBackUnlessKeptInProgress(t *testing.T) {
 	if err := d3.Ack(ctx); err != nil {
 		t.Fatal(err)
 	}
-	floor, err := b.AckFloor(ctx, protocol.ClassStandard, "p")
-	if err != nil || floor != 1 {
-		t.Fatalf("ack floor %d, %v", floor, err)
+	at, err := b.PoolState(ctx, protocol.ClassStandard, "p")
+	if err != nil || at.AckFloor != 1 || at.Waiting != 0 {
+		t.Fatalf("%+v, %v", at, err)
 	}
 }
 

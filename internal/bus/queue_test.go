@@ -67,9 +67,9 @@ func TestAnOrphanIsSeenAndReplacedByItsExactSequence(t *testing.T) {
 		if err != nil || len(queued) != 1 || !queued[shard(0).Subject] {
 			t.Fatalf("stored: %v, %v", queued, err)
 		}
-		floor, err := b.AckFloor(ctx, protocol.ClassStandard, "p")
-		if err != nil || floor < 1 {
-			t.Fatalf("ack floor %d, %v: shard 0 has sequence 1", floor, err)
+		at, err := b.PoolState(ctx, protocol.ClassStandard, "p")
+		if err != nil || at.AckFloor < 1 {
+			t.Fatalf("ack floor %d, %v: shard 0 has sequence 1", at.AckFloor, err)
 		}
 		again := shard(0)
 		again.Expect = new(uint64(2))

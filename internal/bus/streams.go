@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -66,7 +67,11 @@ func (b *Bus) EnsureLayout(ctx context.Context, l Layout) error {
 		}
 		s, err := b.js.CreateOrUpdateStream(ctx, c)
 		if err != nil {
-			return b.layoutError("make stream", c.Name, err)
+			err = b.layoutError("make stream", c.Name, err)
+			if e, ok := errors.AsType[*fault.Error](err); ok && e.Kind == fault.Exhausted && c.MaxBytes > 0 {
+				e.Hint = fmt.Sprintf("NATS sets %d MiB of its store aside for the queue: make room there, or ask for less with --queue-bytes", c.MaxBytes>>20)
+			}
+			return err
 		}
 		if c.AllowAtomicPublish && !s.CachedInfo().Config.AllowAtomicPublish {
 			return &fault.Error{Kind: fault.Invalid, Op: "make stream", Path: c.Name, Err: errors.New("the server has no atomic batch publish"), Hint: "use nats-server 2.12 or newer"}
@@ -142,18 +147,49 @@ func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, erro
 	return StreamState{Messages: i.State.Msgs, Bytes: i.State.Bytes, MaxBytes: i.Config.MaxBytes, FirstSeq: i.State.FirstSeq, LastSeq: i.State.LastSeq}, nil
 }
 
-// AckFloor returns the stream sequence up to which a pool's consumer has seen
-// everything acknowledged: a stored message at or below it is never delivered.
-func (b *Bus) AckFloor(ctx context.Context, class, pool string) (uint64, error) {
+// PoolState is what the consumer of a pool's shards says of itself.
+type PoolState struct {
+	// AckFloor is the stream sequence up to which all is acknowledged: a stored
+	// message at or below it is never delivered.
+	AckFloor uint64
+	// Waiting is how many requests for a shard it has and cannot answer.
+	Waiting int
+}
+
+// PoolState returns the state of a pool's consumer; that of none is zero.
+func (b *Bus) PoolState(ctx context.Context, class, pool string) (PoolState, error) {
 	name := protocol.PoolConsumer(class, pool)
 	c, err := b.js.Consumer(ctx, protocol.StreamShards, name)
 	if err != nil {
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return 0, nil
+			return PoolState{}, nil
 		}
-		return 0, classify("read consumer", name, err)
+		return PoolState{}, classify("read consumer", name, err)
 	}
-	return c.CachedInfo().AckFloor.Stream, nil
+	i := c.CachedInfo()
+	return PoolState{AckFloor: i.AckFloor.Stream, Waiting: i.NumWaiting}, nil
+}
+
+// MovePool has another server of a NATS cluster lead the consumer of a pool. What
+// it knows of deliveries goes with it. A server alone refuses.
+func (b *Bus) MovePool(ctx context.Context, class, pool string) error {
+	name := protocol.PoolConsumer(class, pool)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	m, err := b.nc.RequestWithContext(ctx, "$JS.API.CONSUMER.LEADER.STEPDOWN."+protocol.StreamShards+"."+name, nil)
+	if err != nil {
+		return classify("move consumer", name, err)
+	}
+	var reply struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(m.Data, &reply); err != nil {
+		return fault.New(fault.Transient, "move consumer %q: answer %q: %w", name, m.Data, err)
+	}
+	if reply.Error != nil {
+		return classify("move consumer", name, reply.Error)
+	}
+	return nil
 }
 
 // Purge removes the messages of a subject pattern, up to and including sequence

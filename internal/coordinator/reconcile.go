@@ -32,6 +32,7 @@ func (c *Coordinator) grace() time.Duration { return c.cfg.Timing.AckWait + c.cf
 
 // reconcile looks for lost shards until ctx ends, and tells why it ended.
 func (c *Coordinator) reconcile(ctx context.Context) error {
+	moved := map[string]time.Time{} // by pool: when its consumer got another leader
 	for {
 		if !bus.Sleep(ctx, c.grace()/2) {
 			return context.Cause(ctx)
@@ -47,8 +48,33 @@ func (c *Coordinator) reconcile(ctx context.Context) error {
 			if err := r.recover(ctx, suspects); err != nil && ctx.Err() == nil {
 				c.log.Warn("lost shards cannot be published again, trying again", "job", id, "error", err)
 			}
+			c.unblock(ctx, r.job().Record.Spec.Pool, suspects, moved)
 		}
 	}
+}
+
+// stuckAfter is how many times the grace a shard may wait while workers ask for
+// one: longer than any delay with which shards are handed back.
+const stuckAfter = 4
+
+// unblock has another server of NATS lead the consumer of a pool that delivers
+// nothing while workers ask: one that lost its followers for a while has been seen
+// to sit on a shard for minutes. What is queued stays as it is.
+func (c *Coordinator) unblock(ctx context.Context, pool string, suspects []state.Open, moved map[string]time.Time) {
+	now := c.now()
+	stuck := slices.ContainsFunc(suspects, func(o state.Open) bool { return now.Sub(heardOf(o)) > stuckAfter*c.grace() })
+	if !stuck || now.Sub(moved[pool]) < stuckAfter*c.grace() {
+		return
+	}
+	at, err := c.cfg.Bus.PoolState(ctx, protocol.ClassStandard, pool)
+	if err == nil && at.Waiting == 0 {
+		return // all are busy
+	}
+	if err == nil {
+		err = c.cfg.Bus.MovePool(ctx, protocol.ClassStandard, pool)
+	}
+	moved[pool] = now
+	c.log.Warn("shards wait and workers ask for them, but NATS delivers none: its consumer gets another leader", "pool", pool, "shards", len(suspects), "waiting", at.Waiting, "ack_floor", at.AckFloor, "error", err)
 }
 
 // shardID names a shard of any job.
@@ -135,10 +161,11 @@ func (r *runner) lost(ctx context.Context, suspects []state.Open) (map[shardID]o
 	if err != nil {
 		return nil, err
 	}
-	floor, err := r.c.cfg.Bus.AckFloor(ctx, protocol.ClassStandard, pool)
+	at, err := r.c.cfg.Bus.PoolState(ctx, protocol.ClassStandard, pool)
 	if err != nil {
 		return nil, err
 	}
+	floor := at.AckFloor
 	out := map[shardID]orphan{}
 	for _, o := range suspects {
 		var found orphan
