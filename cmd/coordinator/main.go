@@ -184,17 +184,53 @@ type server struct {
 	handler atomic.Pointer[http.Handler] // of the coordinator as it is now; nil before the first
 }
 
-// run connects and coordinates until ctx ends. Where the lead was lost to another
-// coordinator it stands by again.
+// run coordinates until ctx ends. An embedded NATS server that could not write its
+// store is started again once there is room.
 func (s *server) run(ctx context.Context) error {
-	b, free, err := connect(ctx, s.cfg, s.tel)
+	failed := false
+	for {
+		err := s.session(ctx)
+		failed = failed || errors.Is(err, bus.ErrStore)
+		if ctx.Err() != nil || !failed || !(errors.Is(err, bus.ErrStore) || fault.Is(err, fault.Unavailable)) {
+			return err
+		}
+		s.log.Error("the embedded NATS server is started again as soon as its store can be written", "store", s.cfg.Store, "error", err)
+		for {
+			if !bus.Sleep(ctx, time.Second) {
+				return context.Cause(ctx)
+			}
+			if bus.ProbeStore(s.cfg.Store) == nil {
+				break
+			}
+		}
+	}
+}
+
+// session connects and coordinates until ctx ends or an embedded server fails.
+// Where the lead was lost to another coordinator it stands by again.
+func (s *server) session(ctx context.Context) error {
+	b, embedded, free, err := connect(ctx, s.cfg, s.tel)
 	if err != nil {
 		return err
 	}
 	defer free()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if embedded != nil {
+		go func() {
+			select {
+			case <-embedded.Failed():
+				cancel(embedded.Err())
+			case <-ctx.Done():
+			}
+		}()
+	}
 	for {
 		err := s.coordinate(ctx, b)
-		if ctx.Err() != nil || !fault.Is(err, fault.Stale) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !fault.Is(err, fault.Stale) {
 			return err
 		}
 		s.log.Warn("this coordinator leads no longer and stands by", "error", err)
@@ -256,15 +292,15 @@ func (s *server) prepare(ctx context.Context, cfg coordinator.Config) (*coordina
 	}
 }
 
-// connect connects to NATS, external or embedded.
-func connect(ctx context.Context, cfg config, tel *telemetry.Telemetry) (*bus.Bus, func(), error) {
+// connect connects to NATS, external or embedded: then the server is returned too.
+func connect(ctx context.Context, cfg config, tel *telemetry.Telemetry) (*bus.Bus, *bus.Server, func(), error) {
 	log := tel.Logger()
 	conn := bus.Config{URL: cfg.NATS, Name: "coordinator " + cfg.Name, Creds: cfg.Creds, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log, Patient: true}
 	stop := func() {}
 	if cfg.NATS == "" {
-		server, err := bus.StartServer(bus.ServerConfig{StoreDir: filepath.Join(cfg.Store, "nats"), Listen: cfg.NATSListen, Name: cfg.Name, User: cfg.User, Password: cfg.Password})
+		server, err := bus.StartServer(bus.ServerConfig{StoreDir: filepath.Join(cfg.Store, "nats"), Listen: cfg.NATSListen, Name: cfg.Name, User: cfg.User, Password: cfg.Password, Logger: log})
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		log.Info("embedded NATS", "url", server.URL(), "store", cfg.Store)
 		conn.Server, stop = server, server.Stop
@@ -272,9 +308,9 @@ func connect(ctx context.Context, cfg config, tel *telemetry.Telemetry) (*bus.Bu
 	b, err := bus.Connect(ctx, conn)
 	if err != nil {
 		stop()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return b, func() { b.Close(); stop() }, nil
+	return b, conn.Server, func() { b.Close(); stop() }, nil
 }
 
 // offer serves the control API over NATS once the coordinator leads.

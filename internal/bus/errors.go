@@ -35,6 +35,9 @@ var ErrNotFound = errors.New("not found")
 // ErrFull means that a stream is at its limit.
 var ErrFull = errors.New("stream is full")
 
+// errNotConnected means that the connection is being made again.
+var errNotConnected = errors.New("not connected to NATS")
+
 // classify wraps err with the kind that it decides.
 func classify(op, name string, err error) error {
 	if err == nil {
@@ -61,6 +64,8 @@ func classify(op, name string, err error) error {
 		return wrap(fault.NotFound, errors.Join(ErrNotFound, err))
 	case errors.Is(err, context.Canceled):
 		return wrap(fault.Canceled, err)
+	case errors.Is(err, nats.ErrReconnectBufExceeded):
+		return wrap(fault.Transient, errNotConnected) // the library speaks of its buffer, which has no room here
 	case errors.Is(err, nats.ErrMaxPayload):
 		return wrap(fault.Invalid, err)
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrPermissionViolation):

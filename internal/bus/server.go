@@ -3,9 +3,13 @@ package bus
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -27,12 +31,86 @@ type ServerConfig struct {
 	User, Password string
 	// MaxPayload is the most bytes of a message; 0 = 8 MiB.
 	MaxPayload int32
+	// Logger takes what the server has to say of errors; nil: nobody.
+	Logger *slog.Logger
 }
 
 // Server is an embedded NATS server with JetStream.
 type Server struct {
 	s              *server.Server
 	user, password string
+	ear            *ear
+}
+
+// ErrStore means that an embedded server could not write its files. It takes
+// nothing more from then on, also where there is room again, until it is stopped
+// and started.
+var ErrStore = errors.New("NATS cannot write its store")
+
+// Failed is closed when the server can do no more; Err says why.
+func (s *Server) Failed() <-chan struct{} { return s.ear.failed }
+
+// Err returns why the server failed, once Failed is closed. It wraps ErrStore.
+func (s *Server) Err() error {
+	<-s.ear.failed
+	return s.ear.err
+}
+
+// ear listens to what the server logs: nothing else tells that a stream takes no
+// more messages since a write failed.
+type ear struct {
+	log    *slog.Logger
+	store  string
+	once   sync.Once
+	failed chan struct{} // closed once err is set
+	err    error
+}
+
+// Errorf implements the server's logger.
+func (e *ear) Errorf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	e.log.Warn("embedded NATS reports an error", "error", text)
+	if strings.Contains(strings.ToLower(text), "critical write error") || strings.Contains(text, "will be DISABLED") {
+		e.once.Do(func() {
+			e.err = &fault.Error{Kind: fault.Exhausted, Op: "store messages in", Path: e.store, Err: fmt.Errorf("%w: %s", ErrStore, text), Hint: "make room there"}
+			close(e.failed)
+		})
+	}
+}
+
+// Warnf implements the server's logger.
+func (e *ear) Warnf(format string, v ...any) {
+	e.log.Debug("embedded NATS warns", "text", fmt.Sprintf(format, v...))
+}
+
+// Fatalf implements the server's logger.
+func (e *ear) Fatalf(format string, v ...any) { e.Errorf(format, v...) }
+
+// Noticef implements the server's logger.
+func (*ear) Noticef(string, ...any) {}
+
+// Debugf implements the server's logger.
+func (*ear) Debugf(string, ...any) {}
+
+// Tracef implements the server's logger.
+func (*ear) Tracef(string, ...any) {}
+
+// roomProbe is how much must fit into a store before a server is started on it
+// once more.
+const roomProbe = 16 << 20
+
+// ProbeStore reports whether a store takes some megabytes.
+func ProbeStore(dir string) error {
+	f, err := os.CreateTemp(dir, "probe-")
+	if err != nil {
+		return &fault.Error{Kind: fault.KindOf(err), Op: "write into the store", Path: dir, Err: err}
+	}
+	defer func() { _ = os.Remove(f.Name()) }() // of no use to anybody
+	_, err = f.Write(make([]byte, roomProbe))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return &fault.Error{Kind: fault.KindOf(err), Op: "write into the store", Path: dir, Err: err}
+	}
+	return nil
 }
 
 // maxPayload of the embedded server lets a shard with a large hard-link group
@@ -79,6 +157,11 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, &fault.Error{Kind: fault.Invalid, Op: "configure the embedded NATS server in", Path: cfg.StoreDir, Err: err}
 	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	e := &ear{log: cfg.Logger, store: cfg.StoreDir, failed: make(chan struct{})}
+	s.SetLogger(e, false, false)
 	s.Start()
 	if !s.ReadyForConnections(30 * time.Second) {
 		s.Shutdown()
@@ -88,7 +171,7 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 		s.Shutdown()
 		return nil, &fault.Error{Kind: fault.Unavailable, Op: "start JetStream in", Path: filepath.Join(cfg.StoreDir, "jetstream"), Err: errors.New("JetStream is not enabled"), Hint: "is the directory writable and not in use by another server?"}
 	}
-	return &Server{s: s, user: cfg.User, password: cfg.Password}, nil
+	return &Server{s: s, user: cfg.User, password: cfg.Password, ear: e}, nil
 }
 
 func probeListen(addr string) error {

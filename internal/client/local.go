@@ -57,7 +57,7 @@ func StartLocal(ctx context.Context, cfg LocalConfig) (*Local, error) {
 			u()
 		}
 	}
-	server, err := bus.StartServer(bus.ServerConfig{StoreDir: filepath.Join(cfg.Dir, "nats"), Name: "local"})
+	server, err := bus.StartServer(bus.ServerConfig{StoreDir: filepath.Join(cfg.Dir, "nats"), Name: "local", Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func StartLocal(ctx context.Context, cfg LocalConfig) (*Local, error) {
 	l.free = free
 	l.Client = &Client{bus: parts.client, shared: true}
 	ctx, l.stop = context.WithCancelCause(ctx)
-	go l.run(ctx, parts)
+	go l.run(ctx, server, parts)
 	for _, ready := range []<-chan struct{}{l.serving, parts.worker.Ready()} {
 		select {
 		case <-ready:
@@ -137,11 +137,21 @@ func assemble(ctx context.Context, cfg LocalConfig, connect func(string) (*bus.B
 
 // run runs the parts until one fails or ctx ends: the worker stops first, so
 // that what it hands back is still received.
-func (l *Local) run(ctx context.Context, p parts) {
+func (l *Local) run(ctx context.Context, server *bus.Server, p parts) {
 	defer close(l.done)
 	coord, stopCoord := context.WithCancelCause(context.WithoutCancel(ctx))
 	work, stopWork := context.WithCancelCause(ctx)
 	var g errgroup.Group
+	g.Go(func() error {
+		select {
+		case <-server.Failed():
+			stopWork(server.Err())
+			stopCoord(server.Err())
+			return server.Err()
+		case <-work.Done():
+			return nil
+		}
+	})
 	g.Go(func() error {
 		err := p.coordinator.Run(coord)
 		stopWork(err)

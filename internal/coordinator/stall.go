@@ -20,6 +20,7 @@ const (
 	stallRoots   = protocol.StallRoots
 	stallSpace   = "space"
 	stallHung    = "hung"
+	stallResults = "results"
 	stallQueue   = "queue"
 )
 
@@ -63,13 +64,13 @@ func (c *Coordinator) stall(job protocol.JobID, cause, text string) {
 // noteStalls looks at what workers and attempts say of each job.
 func (c *Coordinator) noteStalls() {
 	type verdict struct {
-		job                         protocol.JobID
-		workers, roots, space, hung string
+		job                                 protocol.JobID
+		workers, roots, space, hung, unsent string
 	}
 	var verdicts []verdict
 	c.view(func(t state.Tx) {
 		for j := range t.JobsIn(protocol.StateRunning) {
-			v := verdict{job: j.Record.ID, hung: hung(t, j)}
+			v := verdict{job: j.Record.ID, hung: hung(t, j), unsent: unsent(t, j)}
 			v.workers, v.roots = workersFor(t, j)
 			v.space = exhausted(t, j)
 			verdicts = append(verdicts, v)
@@ -83,6 +84,7 @@ func (c *Coordinator) noteStalls() {
 		c.stall(v.job, stallRoots, v.roots)
 		c.stall(v.job, stallSpace, v.space)
 		c.stall(v.job, stallHung, v.hung)
+		c.stall(v.job, stallResults, v.unsent)
 	}
 }
 
@@ -121,6 +123,16 @@ func exhausted(t state.Tx, j state.Job) string {
 				return "the destination has no room or cannot be written: " + a.Reason + "; make room, the job goes on by itself"
 			}
 			break
+		}
+	}
+	return ""
+}
+
+// unsent says whether a worker has results of the job that NATS does not take.
+func unsent(t state.Tx, j state.Job) string {
+	for w := range t.Workers() {
+		if why := w.Beat.Unsent[j.Record.ID]; why != "" && !w.Lost {
+			return fmt.Sprintf("worker %s cannot publish results: %s; is the store of NATS full? The job goes on by itself when NATS takes them; a nats-server whose store was full must be restarted once there is room", w.Name, why)
 		}
 	}
 	return ""

@@ -110,7 +110,7 @@ func (e *Error) Error() string {
 		if b.Len() > 0 {
 			b.WriteString(": ")
 		}
-		b.WriteString(e.Err.Error())
+		b.WriteString(strings.ReplaceAll(e.Err.Error(), "\n", ": ")) // causes that were joined
 	}
 	if e.Hint != "" {
 		b.WriteString(" (" + e.Hint + ")")

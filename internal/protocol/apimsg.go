@@ -10,7 +10,7 @@ type JobView struct {
 	Status       int               `json:"status"` // 1 completed, 2 in progress, 3 failed
 	Reason       string            `json:"reason,omitempty"`
 	Stalled      string            `json:"stalled,omitempty"`     // what keeps it from going on, and what to do
-	StallCause   string            `json:"stall_cause,omitempty"` // workers, roots, space, hung, publish, admit, queue
+	StallCause   string            `json:"stall_cause,omitempty"` // workers, roots, space, hung, results, publish, admit, queue
 	StalledSince time.Time         `json:"stalled_since,omitzero"`
 	Phase        Phase             `json:"phase,omitempty"`
 	Spec         JobSpec           `json:"spec"`

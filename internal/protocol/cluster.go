@@ -30,6 +30,7 @@ type Heartbeat struct {
 	Unfit    map[JobID]string `json:"unfit,omitempty"`   // jobs that it cannot serve, and why
 	Seen     []JobID          `json:"seen,omitempty"`    // cancelled jobs that it was told of and runs nothing of
 	Hung     []HungOp         `json:"hung,omitempty"`    // file operations that show no progress
+	Unsent   map[JobID]string `json:"unsent,omitempty"`  // jobs of which results cannot be published, and why
 	Drained  bool             `json:"drained,omitempty"` // it finishes what it has and takes no more
 	Leaving  bool             `json:"leaving,omitempty"`
 	Done     uint64           `json:"done"` // shards answered since its start

@@ -2,9 +2,12 @@ package treetest
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -79,4 +82,79 @@ func Freezable(t testing.TB) (dir string, freeze, thaw func()) {
 	var once sync.Once
 	thaw = func() { once.Do(func() { do("--unfreeze") }) }
 	return dir, func() { t.Cleanup(thaw); do("--freeze") }, thaw
+}
+
+// SmallFS returns a directory on a tmpfs of so many bytes. From fill on, which
+// returns once it is full, all that is freed there is taken at once, until empty.
+// Where it cannot be mounted the test is skipped.
+func SmallFS(t testing.TB, size int64) (dir string, fill, empty func()) {
+	t.Helper()
+	if !Root() {
+		t.Skip("needs root")
+	}
+	dir = t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Skipf("needs tmpfs mounts: %v", err)
+	}
+	t.Cleanup(func() {
+		// A server whose disk was full may keep files of it open.
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	ballast := filepath.Join(dir, "ballast")
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	fill = func() {
+		t.Helper()
+		f, err := os.OpenFile(ballast, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var free unix.Statfs_t
+		if err = unix.Fstatfs(int(f.Fd()), &free); err == nil && free.Bfree > 0 {
+			// In one step; that it fits no more is what the loop below sees.
+			_ = unix.Fallocate(int(f.Fd()), 0, 0, int64(free.Bfree)*free.Bsize)
+		}
+		full := make(chan error, 1)
+		go func() {
+			defer close(stopped)
+			defer func() { _ = f.Close() }() // full, as wanted
+			page := make([]byte, 4<<10)
+			for {
+				if _, err := f.Write(page); err != nil {
+					select {
+					case full <- err:
+					default:
+					}
+				}
+				select {
+				case <-stop:
+					return
+				default:
+					runtime.Gosched()
+				}
+			}
+		}()
+		if err := <-full; !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("fill %s: %v", dir, err)
+		}
+	}
+	var once sync.Once
+	empty = func() {
+		once.Do(func() {
+			close(stop)
+			<-stopped
+			if err := os.Remove(ballast); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		select {
+		case <-stopped:
+		default:
+			close(stop)
+		}
+	})
+	return dir, fill, empty
 }

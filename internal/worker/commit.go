@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,6 +121,7 @@ func (w *Worker) publish(ctx context.Context, a *attempt, ans answer) error {
 	if err != nil {
 		return err
 	}
+	defer w.noteUnsent(a.run.Job, nil)
 	for {
 		if err := a.Check(); err != nil {
 			return err
@@ -131,6 +133,7 @@ func (w *Worker) publish(ctx context.Context, a *attempt, ans answer) error {
 		if w.stopping.Load() {
 			return ErrShutdown
 		}
+		w.noteUnsent(a.run.Job, err)
 		w.log.Warn("result cannot be published, trying again while the lease lasts", "job", a.run.Job, "shard", a.run.N, "error", err)
 		if !bus.Sleep(ctx, 500*time.Millisecond) {
 			return ErrShutdown
@@ -150,6 +153,18 @@ func (w *Worker) publish(ctx context.Context, a *attempt, ans answer) error {
 	}
 	w.record(a, outcome, nil)
 	return nil
+}
+
+// noteUnsent notes why results of a job cannot be published, for the heartbeats;
+// nil: they can.
+func (w *Worker) noteUnsent(id protocol.JobID, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		delete(w.unsent, id)
+	} else {
+		w.unsent[id] = strings.ReplaceAll(err.Error(), "\n", ": ")
+	}
 }
 
 // publishOnce stores failures first: a result that names failures must find them.

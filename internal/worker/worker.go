@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +66,8 @@ type Worker struct {
 	unfit     map[protocol.JobID]unfitness
 	jobs      map[protocol.JobID]*openJob
 	done      uint64
-	hanging   int // file operations that hung at the last heartbeat
+	unsent    map[protocol.JobID]string // jobs of which results cannot be published, and why
+	hanging   int                       // file operations that hung at the last heartbeat
 	draining  bool
 	leaving   bool
 }
@@ -107,7 +109,7 @@ func New(cfg Config) (*Worker, error) {
 		cfg: cfg, log: cfg.Logger.With("component", "worker", "worker", cfg.Name), instance: rand.Text(), metrics: metrics,
 		commits: make(chan *attempt), kick: make(chan struct{}, 1), ready: make(chan struct{}), drained: make(chan struct{}),
 		timing: protocol.DefaultTiming(), running: map[*attempt]struct{}{}, cancelled: map[protocol.JobID]bool{},
-		unfit: map[protocol.JobID]unfitness{}, jobs: map[protocol.JobID]*openJob{},
+		unfit: map[protocol.JobID]unfitness{}, unsent: map[protocol.JobID]string{}, jobs: map[protocol.JobID]*openJob{},
 	}, nil
 }
 
@@ -235,6 +237,7 @@ func (b *backoff) after(ctx context.Context, served bool) bool {
 // slot executes one shard after the other while it may pull them.
 func (w *Worker) slot(ctx, pull context.Context) error {
 	var tired backoff
+	said := ""
 	for pull.Err() == nil {
 		w.mu.Lock()
 		wait, lease, lapsed := w.timing.Lease/4, w.timing.Lease, bootTime() >= w.lease
@@ -251,7 +254,10 @@ func (w *Worker) slot(ctx, pull context.Context) error {
 		switch {
 		case err != nil && pull.Err() != nil:
 		case err != nil:
-			w.log.Warn("cannot pull shards, trying again", "error", err)
+			if text := err.Error(); text != said {
+				said = text
+				w.log.Warn("cannot pull shards, trying again", "error", err)
+			}
 			bus.Sleep(pull, time.Second)
 			if fault.Is(err, fault.NotFound) {
 				if err := w.join(ctx); err != nil {
@@ -259,6 +265,7 @@ func (w *Worker) slot(ctx, pull context.Context) error {
 				}
 			}
 		case d != nil:
+			said = ""
 			if served := w.execute(ctx, d, asked+lease); !tired.after(ctx, served) {
 				return nil
 			}
@@ -383,7 +390,7 @@ func (w *Worker) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
 func (w *Worker) report() protocol.Heartbeat {
 	h := protocol.Heartbeat{
 		Wire: protocol.WireMajor, Worker: w.cfg.Name, Instance: w.instance, Pool: w.cfg.Pool, Slots: w.cfg.Slots,
-		Allow: w.cfg.Allow, Version: w.cfg.Version, Host: w.cfg.Host, Drained: w.draining, Leaving: w.leaving, Done: w.done, RSS: residentBytes(),
+		Allow: w.cfg.Allow, Version: w.cfg.Version, Host: w.cfg.Host, Drained: w.draining, Leaving: w.leaving, Done: w.done, RSS: residentBytes(), Unsent: maps.Clone(w.unsent),
 	}
 	busy := map[protocol.JobID]bool{}
 	for a := range w.running {
