@@ -28,6 +28,9 @@ type Sim struct {
 	// Before is called with each shard before it is answered, in the slot that has
 	// it; nil = nothing.
 	Before func(Shard)
+	// Dies reports whether the worker is killed by a shard: it says that it begins
+	// and nothing of it after that; nil = never.
+	Dies func(Shard) bool
 
 	answered atomic.Uint64
 	entries  atomic.Uint64
@@ -198,8 +201,12 @@ func (s *Sim) answer(ctx context.Context, d *bus.Delivery) error {
 		defer s.mu.Unlock()
 		delete(s.running, d)
 	}()
+	has := Shard{Job: id, N: m.GetN(), Delivered: d.Delivered, Entries: len(m.GetEntries())}
+	if s.Dies != nil && s.Dies(has) {
+		return s.announce(d)
+	}
 	if s.Before != nil {
-		s.Before(Shard{Job: id, N: m.GetN(), Delivered: d.Delivered, Entries: len(m.GetEntries())})
+		s.Before(has)
 	}
 	r := &protocol.ResultMsg{
 		Job: m.GetJob(), Phase: m.GetPhase(), N: m.GetN(), Sequence: d.Sequence, Delivery: d.Delivered, Worker: s.Name,
@@ -222,6 +229,18 @@ func (s *Sim) answer(ctx context.Context, d *bus.Delivery) error {
 	ack, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return d.Ack(ack)
+}
+
+// announce says that an attempt begins.
+func (s *Sim) announce(d *bus.Delivery) error {
+	s.mu.Lock()
+	e := protocol.AttemptEvent{Running: s.running[d], Worker: s.Name}
+	s.mu.Unlock()
+	data, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encode attempt: %w", err)
+	}
+	return s.Bus.Send(protocol.SubjectAttempt, data)
 }
 
 // DeleteFile writes a control file of so many deletes to path and returns it as
