@@ -130,10 +130,16 @@ func (c *Cluster) StartCoordinator() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	unserved := make(chan struct{})
+	go func() { // one that has ended would swallow what is asked
+		defer close(unserved)
+		<-p.done
+		unserve()
+	}()
 	c.mu.Lock()
 	c.coord = p
 	c.mu.Unlock()
-	c.t.Cleanup(func() { p.Stop(); unserve(); b.Close() })
+	c.t.Cleanup(func() { p.Stop(); <-unserved; b.Close() })
 }
 
 // KillCoordinator cuts the coordinator off from NATS and ends it: it can say

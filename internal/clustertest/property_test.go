@@ -1,6 +1,7 @@
 package clustertest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,24 +17,25 @@ import (
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/shard"
+	"github.com/fsbackup/fsbackup/internal/worker"
 )
 
-// schedules is how many random ones are tried, on trees of how many entries, and
-// how many things happen in each: at most, and at least.
-type schedules struct{ seeds, entries, most, least int }
+// schedules is how many random ones are tried, on trees of how many entries in
+// shards of how many, and how many things happen in each: at most, and at least.
+type schedules struct{ seeds, entries, shard, most, least int }
 
 // wanted returns the short form; FSBACKUP_CLUSTER_SEEDS asks for the long one.
 func wanted(t *testing.T) schedules {
 	t.Helper()
 	s := os.Getenv("FSBACKUP_CLUSTER_SEEDS")
 	if s == "" {
-		return schedules{seeds: 2, entries: 1500, most: 3, least: 1}
+		return schedules{seeds: 2, entries: 1500, shard: 4, most: 3, least: 1}
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil {
 		t.Fatalf("FSBACKUP_CLUSTER_SEEDS: %v", err)
 	}
-	return schedules{seeds: n, entries: 4000, most: 6, least: 5}
+	return schedules{seeds: n, entries: 3000, shard: 1, most: 6, least: 5}
 }
 
 // storm is a cluster to which things happen.
@@ -41,6 +43,7 @@ type storm struct {
 	*Cluster
 	t       *testing.T
 	r       *rand.Rand
+	look    *bus.Bus // of the test
 	n       int // names given so far
 	workers []*Part
 	leader  *Standby
@@ -51,12 +54,13 @@ type storm struct {
 
 func newStorm(t *testing.T, seed uint64) *storm {
 	c := NewOn(t, Timing(), bus.ServerConfig{Listen: "127.0.0.1:0"})
-	s := &storm{Cluster: c, t: t, r: rand.New(rand.NewPCG(seed, 7))}
+	s := &storm{Cluster: c, t: t, r: rand.New(rand.NewPCG(seed, 7)), look: c.connect("look")}
+	t.Cleanup(s.look.Close)
 	c.mu.Lock()
 	c.coord.Stop()
 	c.mu.Unlock()
 	s.newLeader()
-	for range 2 {
+	for range 3 {
 		s.newWorker()
 	}
 	t.Cleanup(func() { // before the coordinators are waited for
@@ -89,7 +93,10 @@ func (s *storm) newLeader() {
 	}
 }
 
-func (s *storm) newWorker() { s.workers = append(s.workers, s.StartWorker(s.name("w"))) }
+// newWorker starts a worker of one slot: a job is to last until all has happened.
+func (s *storm) newWorker() {
+	s.workers = append(s.workers, s.StartWorker(s.name("w"), func(cfg *worker.Config) { cfg.Slots = 1 }))
+}
 
 // lose takes one worker away.
 func (s *storm) lose() *Part {
@@ -165,15 +172,15 @@ func TestEveryEntryOfEveryControlFileIsInExactlyOneAcceptedResult(t *testing.T) 
 			files, meta := s.Scan(src)
 			id := client.NewJobID(time.Now())
 			spec := protocol.JobSpec{Source: src, Destination: dst, Meta: meta, WriteMeta: true}
-			spec.Limits.Entries = 4
+			spec.Limits.Entries = form.shard
 			if err := s.Client.Submit(t.Context(), id, spec, files, true); err != nil {
 				t.Fatal(err)
 			}
 			names := slices.Sorted(maps.Keys(events))
 			happened := 0
 			for range form.most {
-				at := done(s.last(id)) + 10 + s.r.Uint64N(40)
-				if v := s.Until(id, func(v protocol.JobView) bool { return done(v) >= at }); v.State.Final() {
+				at := s.results() + 10 + s.r.Uint64N(40)
+				if !s.reaches(id, at) {
 					break
 				}
 				what := names[s.r.IntN(len(names))]
@@ -199,6 +206,39 @@ func TestEveryEntryOfEveryControlFileIsInExactlyOneAcceptedResult(t *testing.T) 
 			}
 		})
 	}
+}
+
+// results is how many results are stored. It asks NATS: what a coordinator tells
+// comes late, if it was killed just now.
+func (s *storm) results() uint64 {
+	s.t.Helper()
+	for {
+		at, err := s.look.StreamState(s.t.Context(), protocol.StreamResults)
+		if err == nil {
+			return at.Messages
+		}
+		if !bus.Sleep(s.t.Context(), 20*time.Millisecond) {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// reaches waits for so many results; it reports false if the job ended with less.
+func (s *storm) reaches(id protocol.JobID, n uint64) bool {
+	s.t.Helper()
+	asked := time.Now()
+	for s.results() < n {
+		if time.Since(asked) > time.Second {
+			if v, err := s.Job(s.t.Context(), id); err == nil && v.State.Final() {
+				return s.results() >= n
+			}
+			asked = time.Now()
+		}
+		if !bus.Sleep(s.t.Context(), 2*time.Millisecond) {
+			s.t.Fatal(context.Cause(s.t.Context()))
+		}
+	}
+	return true
 }
 
 func (s *storm) last(id protocol.JobID) protocol.JobView {
