@@ -130,6 +130,27 @@ func daemon(t *testing.T, name string, args ...string) *process {
 	return p
 }
 
+// says waits until a daemon has logged a text.
+func (p *process) says(t *testing.T, text string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		log, err := os.ReadFile(p.log.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(log, []byte(text)) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s never says %q", p.Path, text)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 // freePort returns a TCP port that nothing listens on now.
 func freePort(t *testing.T) string {
 	t.Helper()

@@ -226,7 +226,11 @@ func (f localFlags) execute(a *app, dir string, j localJob, p *progress) (protoc
 	go func() {
 		select {
 		case <-local.Failed():
-			cancel(fault.New(fault.Internal, "the local cluster stopped: %w", local.Err()))
+			err := local.Err()
+			if err == nil {
+				err = fault.New(fault.Internal, "for no reason that it gave")
+			}
+			cancel(fault.New(fault.KindOf(err), "the local cluster stopped: %w", err))
 		case <-ctx.Done():
 		}
 	}()

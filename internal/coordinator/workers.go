@@ -29,6 +29,7 @@ func (c *Coordinator) heartbeat(data []byte) []byte {
 		reply.Refused = fmt.Sprintf("worker speaks wire version %d, this coordinator %d; run the same major release on both", h.Wire, protocol.WireMajor)
 	default:
 		reply.Refused = c.noteWorker(h)
+		reply.Peers = max(0, c.ledger.pool(h.Pool).workers-1)
 	}
 	// Before all jobs are known, one that is not known is no reason to stop it: the
 	// worker would take its shards out of the queue.

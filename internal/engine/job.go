@@ -163,7 +163,7 @@ func rootInfo(path string, fd int) (RootInfo, error) {
 // Roots returns what the job's roots are.
 func (j *Job) Roots() (src, dst RootInfo) { return j.src.info, j.dst.info }
 
-// CheckRoots reports, as fault.Exhausted, a root whose path no longer leads to
+// CheckRoots reports, as fault.Unavailable, a root whose path no longer leads to
 // the directory that the job holds: unmounted, mounted over or replaced. Filling
 // an empty mount point, or reading one as an empty source, starts like that.
 // Call it before each batch.
@@ -177,7 +177,7 @@ func (j *Job) CheckRoots() error {
 
 func (r root) check(what string) error {
 	gone := func(err error, hint string) error {
-		return &fault.Error{Kind: fault.Exhausted, Op: "check " + what + " root", Path: r.info.Path, Err: err, Hint: hint}
+		return &fault.Error{Kind: fault.Unavailable, Op: "check " + what + " root", Path: r.info.Path, Err: err, Hint: hint}
 	}
 	var held, now unix.Stat_t
 	if err := fsys.Fstat(r.fd, &held); err != nil {

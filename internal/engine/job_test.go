@@ -71,11 +71,11 @@ func TestRootsAndChecks(t *testing.T) {
 	t.Run("replaced", func(t *testing.T) {
 		must(t, os.Rename(g.src, g.src+"2"))
 		must(t, os.Mkdir(g.src, 0o755))
-		if err := j.CheckRoots(); !fault.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "source root") {
+		if err := j.CheckRoots(); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "source root") {
 			t.Errorf("%v", err)
 		}
 		must(t, os.Remove(g.src))
-		if err := j.CheckRoots(); !fault.Is(err, fault.Exhausted) {
+		if err := j.CheckRoots(); !fault.Is(err, fault.Unavailable) {
 			t.Errorf("%v", err)
 		}
 		must(t, os.Rename(g.src+"2", g.src))
@@ -83,20 +83,20 @@ func TestRootsAndChecks(t *testing.T) {
 	})
 	t.Run("mounted over", func(t *testing.T) {
 		mountTmpfs(t, g.dst, "")
-		if err := j.CheckRoots(); !fault.Is(err, fault.Exhausted) {
+		if err := j.CheckRoots(); !fault.Is(err, fault.Unavailable) {
 			t.Errorf("%v", err)
 		}
 		over := open()
 		must(t, over.CheckRoots())
 		must(t, unix.Unmount(g.dst, unix.MNT_DETACH))
 		must(t, j.CheckRoots())
-		if err := over.CheckRoots(); !fault.Is(err, fault.Exhausted) {
+		if err := over.CheckRoots(); !fault.Is(err, fault.Unavailable) {
 			t.Errorf("unmounted: %v", err)
 		}
 	})
 	t.Run("deleted", func(t *testing.T) {
 		must(t, os.Remove(g.dst))
-		if err := j.CheckRoots(); !fault.Is(err, fault.Exhausted) {
+		if err := j.CheckRoots(); !fault.Is(err, fault.Unavailable) {
 			t.Errorf("%v", err)
 		}
 	})

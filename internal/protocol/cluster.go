@@ -63,6 +63,7 @@ type HeartbeatReply struct {
 	Cancelled []JobID `json:"cancelled,omitempty"` // stop these, run nothing more of them
 	Refused   string  `json:"refused,omitempty"`   // why this worker cannot join
 	Drain     bool    `json:"drain,omitempty"`     // finish what you have, then leave
+	Peers     int     `json:"peers,omitempty"`     // other workers that take shards of this one's pool
 }
 
 // AttemptEvent announces the start or end of an attempt.

@@ -219,10 +219,27 @@ func (w *Worker) perform(ctx context.Context, a *attempt) error {
 	}
 	a.took = time.Since(began)
 	a.outcome = out
-	if why := failsAlike(b, out); why != "" && a.d.Delivered == 1 {
+	if why := failsAlike(b, out); why != "" && w.doubts(a) {
+		a.unfit = true
 		return fault.New(fault.Transient, "all %d entries failed alike, which may be this worker's mounts: %s", len(out.Failures), why)
 	}
 	return nil
+}
+
+// alikeMost bounds what a worker remembers of shards that failed alike.
+const alikeMost = 1000
+
+// doubts reports whether a shard all of whose entries failed alike goes to another
+// worker before that counts. One that fails fast gets it back before others do.
+func (w *Worker) doubts(a *attempt) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	again := w.alike[a.d.Subject]
+	if len(w.alike) >= alikeMost {
+		clear(w.alike)
+	}
+	w.alike[a.d.Subject] = true
+	return a.d.Delivered == 1 || (again && w.peers > 0 && a.d.Delivered <= giveUpAfter)
 }
 
 // failWhole is the outcome of a shard that cannot be read. Delivered again it
@@ -279,8 +296,13 @@ func (w *Worker) postpone(a *attempt, err error) instrument.Outcome {
 	delay := time.Second
 	switch fault.KindOf(err) {
 	case fault.Exhausted:
-		// The announced end says why; the worker serves other jobs as before.
-		delay = retryRoom
+		// The announced end says why; the worker serves other jobs as before. It may
+		// be its own mount: another tries at once.
+		if w.hasPeers() && a.run.Delivery == 1 {
+			delay = 0
+		} else {
+			delay = retryRoom
+		}
 		a.unfit = true
 	case fault.Denied, fault.NotFound, fault.Unavailable, fault.Invalid:
 		delay = 0 // for another worker; this one waits before it asks again
@@ -301,6 +323,13 @@ func (w *Worker) postpone(a *attempt, err error) instrument.Outcome {
 	w.logIf("nak", a.d.Nak(delay))
 	w.announce(a, true, err)
 	return instrument.Returned
+}
+
+// hasPeers reports whether other workers could take a shard in this one's place.
+func (w *Worker) hasPeers() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.peers > 0
 }
 
 func (w *Worker) isCancelled(id protocol.JobID) bool {

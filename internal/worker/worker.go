@@ -66,6 +66,8 @@ type Worker struct {
 	unfit     map[protocol.JobID]unfitness
 	jobs      map[protocol.JobID]*openJob
 	done      uint64
+	peers     int             // others that could take a shard in this one's place
+	alike     map[string]bool // subjects of shards all of whose entries failed alike here
 	unsent    map[protocol.JobID]string // jobs of which results cannot be published, and why
 	hanging   int                       // file operations that hung at the last heartbeat
 	draining  bool
@@ -109,7 +111,7 @@ func New(cfg Config) (*Worker, error) {
 		cfg: cfg, log: cfg.Logger.With("component", "worker", "worker", cfg.Name), instance: rand.Text(), metrics: metrics,
 		commits: make(chan *attempt), kick: make(chan struct{}, 1), ready: make(chan struct{}), drained: make(chan struct{}),
 		timing: protocol.DefaultTiming(), running: map[*attempt]struct{}{}, cancelled: map[protocol.JobID]bool{},
-		unfit: map[protocol.JobID]unfitness{}, unsent: map[protocol.JobID]string{}, jobs: map[protocol.JobID]*openJob{},
+		unfit: map[protocol.JobID]unfitness{}, alike: map[string]bool{}, unsent: map[protocol.JobID]string{}, jobs: map[protocol.JobID]*openJob{},
 	}, nil
 }
 
@@ -362,7 +364,7 @@ func (w *Worker) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.timing = reply.Timing
+	w.timing, w.peers = reply.Timing, reply.Peers
 	w.lease = sent + reply.Timing.Lease
 	told := map[protocol.JobID]bool{}
 	news := false
