@@ -12,6 +12,12 @@ import (
 
 func start(t *testing.T, memory bool) *Bus {
 	t.Helper()
+	b, _ := startServer(t, memory)
+	return b
+}
+
+func startServer(t *testing.T, memory bool) (*Bus, *Server) {
+	t.Helper()
 	s, err := StartServer(ServerConfig{StoreDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -25,7 +31,7 @@ func start(t *testing.T, memory bool) *Bus {
 	if err := b.EnsureLayout(t.Context(), Layout{Memory: memory}); err != nil {
 		t.Fatal(err)
 	}
-	return b
+	return b, s
 }
 
 func shard(n uint64) Message {
@@ -198,5 +204,53 @@ func TestSwapLosesToAnotherWriter(t *testing.T) {
 	}
 	if err := kv.Each(t.Context(), "none.*", func(string, []byte, uint64) error { return nil }); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A listener that does not keep up loses messages, and nothing else: the
+// connection stays, and what comes later is heard.
+func TestASlowListenerLosesMessagesAndNothingElse(t *testing.T) {
+	t.Parallel()
+	b, s := startServer(t, true)
+	other, err := Connect(t.Context(), Config{Server: s, Name: "other"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	let, heard := make(chan struct{}), make(chan string, 1)
+	stop, err := b.Listen("slow", func(_ string, data []byte) []byte {
+		<-let
+		if len(data) < 100 {
+			heard <- string(data)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	block := make([]byte, 1<<20)
+	for range 80 { // more than a subscription holds
+		if err := other.Send("slow", block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Meanwhile the connection serves requests.
+	if _, err := b.PublishBatch(t.Context(), []Message{shard(0)}, cursor("a"), 0); err != nil {
+		t.Fatal(err)
+	}
+	close(let)
+	for {
+		if err := other.Send("slow", []byte("after")); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case got := <-heard:
+			if got != "after" {
+				t.Errorf("heard %q", got)
+			}
+			return
+		case <-time.After(10 * time.Millisecond): // full until it has caught up: once more
+		}
 	}
 }

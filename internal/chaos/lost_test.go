@@ -47,6 +47,11 @@ func (x *run) lose(p *progress) {
 		}
 		return nil
 	})
+	if !x.embedded {
+		x.persist("have another server lead the pool's consumer", func(ctx context.Context) error {
+			return x.bus.MovePool(ctx, protocol.ClassStandard, client.DefaultPool)
+		})
+	}
 	x.t.Logf("after %d shards, %s: %q was acknowledged without a result, %q purged", p.count(), p.phase(), swallowed, purged)
 }
 
