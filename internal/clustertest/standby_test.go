@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,6 +115,50 @@ func TestAStandbyNamesTheLeaderAndTakesItsPlace(t *testing.T) {
 	if code, text := get(t, standby.Coordinator, "/healthz"); code != http.StatusOK {
 		t.Errorf("/healthz of the new leader: %d %q", code, text)
 	}
+}
+
+// takeover is the results that a standby reads as it takes over, and the timing of
+// the cluster; FSBACKUP_TAKEOVER asks for so many with the timing of real ones.
+func takeover(t *testing.T) (results int, timing protocol.Timing) {
+	t.Helper()
+	s := os.Getenv("FSBACKUP_TAKEOVER")
+	if s == "" {
+		return 1000, Timing()
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("FSBACKUP_TAKEOVER: %v", err)
+	}
+	return n, protocol.DefaultTiming()
+}
+
+// A leader dies after very many results: the standby has the job go on, and every
+// shard is counted once.
+func TestAStandbyTakesOverAJobOfManyResults(t *testing.T) {
+	t.Parallel()
+	n, timing := takeover(t)
+	c := New(t, timing)
+	hold, arrived := make(chan struct{}), make(chan struct{}, 1)
+	var answered atomic.Int64
+	c.simulate(t, &Sim{Name: "sim", Slots: 8, Before: func(Shard) {
+		if answered.Add(1) > int64(n) {
+			select {
+			case arrived <- struct{}{}:
+			default:
+			}
+			<-hold
+		}
+	}})
+	id := c.submitFiles(deletes(t, 1, n+100), nil)
+	<-arrived
+	spare := c.StartStandby("spare", nil)
+	spare.waitsFor(t, "c1")
+	began := time.Now()
+	c.KillCoordinator()
+	<-spare.Coordinator.Led()
+	t.Logf("%d results: another leads after %.1f s, of which the lease of the one before may take %s", n, time.Since(began).Seconds(), timing.Leader)
+	close(hold)
+	allDeleted(t, c.Wait(id), uint64(n)+100)
 }
 
 // The leader stops in the middle of its job, holding batches that it was about
