@@ -23,7 +23,7 @@ GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 COMPOSE ?= $(shell if command -v docker-compose >/dev/null 2>&1; then echo docker-compose; else echo docker compose; fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race long lint fuzz-short seeds chaos chaos-mutants verify-large bench generate generate-check clean lib install image compose compose-up compose-down
+.PHONY: help build test race long lint fuzz-short corpora seeds chaos chaos-mutants verify-large bench generate generate-check clean lib install image compose compose-up compose-down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ $(GOLANGCI):
 
 fuzz-short: ## run every fuzz target for FUZZTIME (10s)
 	@GO="$(GO)" FUZZTIME="$(FUZZTIME)" bash .ci/fuzz-short
+
+corpora: ## keep what fuzzing has found so far on this machine in testdata/fuzz, as seeds of every test run
+	@from=$$($(GO) env GOCACHE)/fuzz/$$($(GO) list -m); \
+	 for dir in $$(git ls-files '*_test.go' | xargs grep -l '^func Fuzz' | xargs -n1 dirname | sort -u); do \
+		[ ! -d $$from/$$dir ] || { mkdir -p $$dir/testdata/fuzz && cp -r $$from/$$dir/. $$dir/testdata/fuzz/; }; \
+	 done; \
+	 git ls-files -co '*/testdata/fuzz/*' | wc -l
 
 seeds: ## run the random end-to-end tests of incremental backups with SEEDS (50) seeds
 	FSBACKUP_SEEDS=$(or $(SEEDS),50) $(GO) test -timeout 120m -v -run 'TestSecondRunDoesExactlyWhatChanged|TestKilledRunsAreMadeGoodByTheNext' ./cmd/fsbackup
