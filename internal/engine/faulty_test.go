@@ -84,11 +84,13 @@ func TestFaultyFileSystems(t *testing.T) {
 		{name: "interrupted open", src: alternating("open", faults{Errno: unix.EINTR})},
 
 		{name: "read EIO", src: each("read", at, faults{Errno: unix.EIO}), errno: unix.EIO, op: "read source"},
+		{name: "read ENOSPC", src: each("read", at, faults{Errno: unix.ENOSPC}), errno: unix.ENOSPC, op: "read source"},
 		{name: "read ESTALE", src: each("read", at, faults{Errno: unix.ESTALE}), errno: unix.ESTALE, op: "read source"},
 		{name: "open EIO", src: each("open", 0, faults{Errno: unix.EIO}), errno: unix.EIO, op: "open source"},
 		{name: "open EACCES", src: each("open", 0, faults{Errno: unix.EACCES}), errno: unix.EACCES, op: "open source"},
 
 		{name: "write EIO", dst: each("write", at, faults{Errno: unix.EIO}), errno: unix.EIO, op: "write"},
+		{name: "write nothing", dst: each("write", at, faults{None: true}), errno: unix.EIO, op: "write"},
 		{name: "write EFBIG", dst: each("write", at, faults{Errno: unix.EFBIG}), errno: unix.EFBIG, op: "write"},
 		{name: "write ENOSPC", dst: each("write", at, faults{Errno: unix.ENOSPC}), errno: unix.ENOSPC, back: true, op: "write"},
 		{name: "write EDQUOT", dst: each("write", at, faults{Errno: unix.EDQUOT}), errno: unix.EDQUOT, back: true, op: "write"},
