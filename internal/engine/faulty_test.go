@@ -327,3 +327,40 @@ func TestEachRequestThatHangsIsNamed(t *testing.T) {
 		}
 	}
 }
+
+// TestSyncOfAFaultyDisk has the disk below the destination hang, and then lose
+// what it was to keep: the sync that hangs is named, as soon as its patience is
+// over, and the one that fails gives back all that it was to cover.
+func TestSyncOfAFaultyDisk(t *testing.T) {
+	dir, disk := treetest.OnFaultyDisk(t)
+	g := newRig(t)
+	g.spec.Sync, g.spec.Destination, g.dst = SyncBatch, dir, dir
+	g.write("f", "new")
+	g.write("g", "new")
+	j, err := g.e.OpenJob(g.spec)
+	must(t, err)
+	defer func() { must(t, j.Close()) }()
+	sync := func(p string) error {
+		o, err := j.Run(t.Context(), g.batch(1, g.copyOf(p)), nil)
+		must(t, err)
+		wantFailures(t, o)
+		return j.Sync(t.Context())
+	}
+	disk.Inject(each("fsync", 0, treetest.Fault{Hang: true}))
+	began := time.Now()
+	done := make(chan error, 1)
+	go func() { done <- sync("f") }()
+	l := g.hung(1, 50*time.Millisecond)
+	if len(l) != 1 || l[0].Job != g.spec.ID || l[0].Doing != "sync" || l[0].Path != dir || l[0].Since.Before(began) {
+		t.Errorf("%+v", l)
+	}
+	disk.Inject(nil)
+	disk.Thaw()
+	must(t, <-done)
+
+	disk.Inject(each("fsync", 0, treetest.Fault{Errno: unix.EIO}))
+	err = sync("g")
+	if !fault.Is(err, fault.Transient) || errnoOf(err) != unix.EIO || !strings.Contains(err.Error(), dir) {
+		t.Errorf("the sync ends with %v", err)
+	}
+}
