@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -362,5 +364,27 @@ func TestSyncOfAFaultyDisk(t *testing.T) {
 	err = sync("g")
 	if !fault.Is(err, fault.Transient) || errnoOf(err) != unix.EIO || !strings.Contains(err.Error(), dir) {
 		t.Errorf("the sync ends with %v", err)
+	}
+}
+
+// TestFilesAreLimitedInSize runs a batch in a process that may make no file
+// larger than half a MiB: those that are fail with the reason, and the signal
+// that comes with it ends nothing.
+func TestFilesAreLimitedInSize(t *testing.T) {
+	in := newInjected(t, false)
+	exe, err := driverExe()
+	must(t, err)
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "ulimit -f 1024; exec "+exe)
+	cmd.Env = append(os.Environ(), driverEnv+"="+in.file)
+	out, err := cmd.Output()
+	must(t, err)
+	var d driven
+	must(t, json.Unmarshal([]byte(strings.TrimPrefix(string(out), beginMark)), &d))
+	if d.Err != "" || d.Outcome == nil {
+		t.Fatalf("%+v", d)
+	}
+	wantFailures(t, d.Outcome, "large", "sparse")
+	if result := in.judge("limited", unix.EFBIG, &d); result != "entry fails" {
+		t.Errorf("%s: %+v", result, d.Outcome)
 	}
 }
