@@ -400,14 +400,21 @@ func TestKilledAtEachSystemCall(t *testing.T) {
 
 // faults are the errors that each system call is made to fail with.
 var faults = map[string][]unix.Errno{
-	"pread64": {unix.EIO}, "copy_file_range": {unix.EIO, unix.ENOSPC, unix.EDQUOT, unix.EXDEV}, "openat2": {unix.EMFILE, unix.EIO, unix.ENOSYS},
-	"pwrite64": {unix.EIO, unix.ENOSPC, unix.EDQUOT}, "ftruncate": {unix.EIO, unix.ENOSPC}, "fsync": {unix.EIO, unix.ENOSPC}, "syncfs": {unix.EIO},
-	"openat": {unix.EMFILE, unix.ENOSPC, unix.EDQUOT, unix.EIO}, "mkdirat": {unix.ENOSPC, unix.EIO, unix.EROFS}, "mknodat": {unix.ENOSPC, unix.EDQUOT},
-	"symlinkat": {unix.ENOSPC, unix.EIO}, "linkat": {unix.ENOSPC, unix.EIO, unix.EPERM, unix.EMLINK}, "renameat": {unix.EIO, unix.ENOSPC, unix.EDQUOT},
-	"renameat2": {unix.EIO, unix.ENOSPC}, "unlinkat": {unix.EIO, unix.EPERM}, "fchmod": {unix.EIO, unix.EPERM}, "chmod": {unix.EIO}, "fchmodat": {unix.EIO},
-	"fchown": {unix.EIO, unix.EDQUOT}, "fchownat": {unix.EIO}, "chown": {unix.EIO}, "lchown": {unix.EIO}, "utimensat": {unix.EIO}, "setxattr": {unix.ENOSPC, unix.EIO},
-	"fsetxattr": {unix.EIO, unix.EDQUOT}, "lsetxattr": {unix.EIO}, "getdents64": {unix.EIO}, "newfstatat": {unix.EIO}, "statx": {unix.EIO, unix.ENOSYS}, "fstat": {unix.EIO}, "readlinkat": {unix.EIO}, "close": {unix.EIO},
-	"flistxattr": {unix.EIO}, "fgetxattr": {unix.EIO}, "listxattr": {unix.EIO}, "getxattr": {unix.EIO}, "lseek": {unix.EIO}, "ioctl": {unix.EIO},
+	"pread64": {unix.EIO, unix.ESTALE}, "copy_file_range": {unix.EIO, unix.ENOSPC, unix.EDQUOT, unix.EXDEV},
+	"openat2": {unix.EMFILE, unix.EIO, unix.ENOSYS, unix.ENFILE}, "pwrite64": {unix.EIO, unix.ENOSPC, unix.EDQUOT, unix.EROFS},
+	"ftruncate": {unix.EIO, unix.ENOSPC, unix.EDQUOT}, "fsync": {unix.EIO, unix.ENOSPC, unix.EDQUOT},
+	"syncfs": {unix.EIO, unix.ENOSPC, unix.EDQUOT}, "openat": {unix.EMFILE, unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS},
+	"mkdirat": {unix.ENOSPC, unix.EIO, unix.EROFS, unix.EDQUOT}, "mknodat": {unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS},
+	"symlinkat": {unix.ENOSPC, unix.EIO, unix.EDQUOT, unix.EROFS},
+	"linkat":    {unix.ENOSPC, unix.EIO, unix.EPERM, unix.EMLINK, unix.EDQUOT, unix.EROFS},
+	"renameat":  {unix.EIO, unix.ENOSPC, unix.EDQUOT, unix.EROFS}, "renameat2": {unix.EIO, unix.ENOSPC, unix.EDQUOT, unix.EROFS},
+	"unlinkat": {unix.EIO, unix.EPERM, unix.EROFS}, "fchmod": {unix.EIO, unix.EPERM, unix.EROFS, unix.ENOSPC}, "chmod": {unix.EIO},
+	"fchmodat": {unix.EIO, unix.EROFS}, "fchown": {unix.EIO, unix.EDQUOT, unix.EROFS, unix.ENOSPC}, "fchownat": {unix.EIO, unix.EROFS},
+	"chown": {unix.EIO}, "lchown": {unix.EIO}, "utimensat": {unix.EIO, unix.EROFS, unix.ENOSPC, unix.EDQUOT},
+	"setxattr": {unix.ENOSPC, unix.EIO, unix.EDQUOT, unix.EROFS}, "fsetxattr": {unix.EIO, unix.EDQUOT, unix.ENOSPC, unix.EROFS},
+	"lsetxattr": {unix.EIO}, "getdents64": {unix.EIO}, "newfstatat": {unix.EIO}, "statx": {unix.EIO, unix.ENOSYS}, "fstat": {unix.EIO},
+	"readlinkat": {unix.EIO}, "close": {unix.EIO, unix.ENOSPC, unix.EDQUOT}, "flistxattr": {unix.EIO}, "fgetxattr": {unix.EIO},
+	"listxattr": {unix.EIO}, "getxattr": {unix.EIO}, "lseek": {unix.EIO}, "ioctl": {unix.EIO},
 }
 
 // TestEachSystemCallFails makes each system call of a batch fail with the errors
