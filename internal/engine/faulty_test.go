@@ -195,7 +195,7 @@ var requests = map[string][]unix.Errno{
 	"mkdir": {unix.EDQUOT, unix.EIO, unix.ENOSPC, unix.EROFS}, "mknod": {unix.EIO, unix.ENOSPC, unix.EDQUOT, unix.EROFS},
 	"symlink": {unix.EROFS, unix.EDQUOT, unix.ENOSPC, unix.EIO}, "link": {unix.EDQUOT, unix.EIO, unix.ENOSPC, unix.EROFS},
 	"rename": {unix.EROFS, unix.ENOSPC, unix.EDQUOT, unix.EIO}, "unlink": {unix.EIO, unix.EROFS}, "rmdir": {unix.EROFS, unix.EIO},
-	"setattr": {unix.EDQUOT, unix.EIO, unix.EROFS, unix.ENOSPC}, "setxattr": {unix.EDQUOT, unix.ENOSPC, unix.EIO},
+	"setattr": {unix.EDQUOT, unix.EIO, unix.EROFS, unix.ENOSPC}, "setxattr": {unix.EDQUOT, unix.EROFS, unix.EIO},
 	"flush": {unix.EIO, unix.EDQUOT, unix.ENOSPC}, "fsync": {unix.EIO, unix.EDQUOT, unix.ENOSPC},
 }
 
@@ -386,5 +386,20 @@ func TestFilesAreLimitedInSize(t *testing.T) {
 	wantFailures(t, d.Outcome, "large", "sparse")
 	if result := in.judge("limited", unix.EFBIG, &d); result != "entry fails" {
 		t.Errorf("%s: %+v", result, d.Outcome)
+	}
+}
+
+// TestAttributeWithoutRoomIsCounted: ENOSPC for one attribute says nothing about
+// the file system as a whole, as long as that has room: the loss is counted.
+func TestAttributeWithoutRoomIsCounted(t *testing.T) {
+	g := newFaultyRig(t)
+	must(t, unix.Setxattr(g.write("f", "x"), "user.colour", []byte("red"), 0))
+	b := g.batch(1, g.copyOf("f"))
+	noRoom := each("setxattr", 0, treetest.Fault{Errno: unix.ENOSPC})
+	g.dst.Inject(noRoom)
+	o := g.run(b)
+	wantFailures(t, o)
+	if len(o.Warnings) != 1 || o.Warnings[0] != (Warning{Kind: WarnXattrTooLarge, Count: 1, Example: "f"}) {
+		t.Errorf("%+v", o.Warnings)
 	}
 }
