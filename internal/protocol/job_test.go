@@ -96,6 +96,27 @@ func TestLimitsAreBounded(t *testing.T) {
 	}
 }
 
+// TestReferencesToFilesNameNothingElse: a coordinator makes a name of its own
+// from what a reference says.
+func TestReferencesToFilesNameNothingElse(t *testing.T) {
+	t.Parallel()
+	sum := strings.Repeat("0a", 32)
+	for _, r := range []protocol.FileRef{{Path: "/c/control_0.txt"}, {Path: "/c/control_0.txt", Digest: sum}} {
+		if err := r.Check(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, r := range []protocol.FileRef{
+		{Path: ""}, {Path: "control_0.txt"}, {Path: "/"}, {Path: "/c/.."}, {Path: "/c/\x00"},
+		{Path: "/c/f", Digest: "../../../etc/cron.d/f"}, {Path: "/c/f", Digest: "/etc/passwd"}, {Path: "/c/f", Digest: ".."},
+		{Path: "/c/f", Digest: sum[1:]}, {Path: "/c/f", Digest: sum + "00"}, {Path: "/c/f", Digest: sum[:62] + "/x"},
+	} {
+		if err := r.Check(); !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+}
+
 // FuzzJobSpec holds that a spec that is accepted is canonical: neither a second
 // look nor the way over the wire changes it.
 func FuzzJobSpec(f *testing.F) {
