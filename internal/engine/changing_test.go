@@ -124,7 +124,9 @@ func TestSourcesThatChangeWhileTheyAreRead(t *testing.T) {
 				if exists(p) {
 					now = lstat(t, p)
 				}
-				if !(target.Size == old.Size && target.Mtim == old.Mtim) && !(target.Size == now.Size && target.Mtim == now.Mtim) {
+				was := target.Size == old.Size && target.Mtim == old.Mtim
+				is := target.Size == now.Size && target.Mtim == now.Mtim
+				if !was && !is {
 					t.Errorf("%s: the target has size %d and time %v", what, target.Size, target.Mtim)
 				}
 			}
