@@ -38,7 +38,7 @@ test: ## run all tests under the race detector; needs neither Docker nor network
 race: ## run all tests three times under the race detector, in random order
 	$(GO) test -race -timeout 45m -count 3 -shuffle on $(TESTFLAGS) ./...
 
-long: ## run tests in their full form: every system call killed and failed, 10,000 rounds of swaps, one tree cut in 18 ways
+long: ## run tests in their full form: every system call killed and failed, 10,000 rounds of swaps, 5 million files deleted, one tree cut in 18 ways
 	FSBACKUP_LONG=1 $(GO) test -race -timeout 4h -count 1 -v $(TESTFLAGS) ./internal/engine/...
 	FSBACKUP_LONG=1 $(GO) test -race -timeout 1h -count 1 -v -run TestOneTreeHoweverItIsCut $(TESTFLAGS) ./internal/clustertest
 

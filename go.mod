@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/alecthomas/kong v1.17.0
 	github.com/google/go-cmp v0.7.0
+	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/hashicorp/go-memdb v1.3.5
 	github.com/jotaen/kong-completion v0.0.4
 	github.com/klauspost/compress v1.20.3

@@ -205,3 +205,76 @@ func TestImitationsOfOtherScanners(t *testing.T) {
 		}
 	}
 }
+
+// TestImitatedLinksAreNotMade executes a hard-link file in which a name imitates a
+// member: another file would get the contents, the owner and the mode of the group.
+func TestImitatedLinksAreNotMade(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	victims(t, treetest.At(t, src))
+	lines, scan := linesOf(t, src)
+	files, err := filepath.Glob(filepath.Join(scan, "ctrl", "hardlink_control_*.txt"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v %v", files, err)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	member := lines["hardlink member"]
+	forged := strings.Replace(member, "member", "evil", 1)
+	head, _, ok := strings.Cut(member, "member")
+	if !ok || forged == member {
+		t.Fatalf("nothing can be forged in %q", member)
+	}
+	body := strings.Replace(string(text), member+"\n", head+"x\n"+forged+"\n", 1)
+	ctrl := filepath.Join(t.TempDir(), "hardlink_control_0_ab.txt")
+	if err := os.WriteFile(ctrl, []byte(body), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	treetest.At(t, dst).File("d/evil", "what was there")
+	r := fsb(t, "run", "--source", src, "--destination", dst, "--meta", scan, "--control", ctrl).want(t, 3)
+	if !strings.Contains(r.stderr, `not of "evil"`) {
+		t.Errorf("the failure does not say why: %s", r.stderr)
+	}
+	if got, err := os.ReadFile(filepath.Join(dst, "d/evil")); err != nil || string(got) != "what was there" {
+		t.Errorf("evil is %q, %v", got, err)
+	}
+}
+
+// TestEscapedNamesToDeleteLeadNowhereElse executes delete files of version 1.1,
+// whose names are escaped: what an escape could smuggle in is refused, and a name
+// that holds lines is a name.
+func TestEscapedNamesToDeleteLeadNowhereElse(t *testing.T) {
+	const head = "Title:NAS Backup Delete Control File\nVersion:1.1\nTimestamp:2026-Nov-23 10:00:00\nTaskId:t\nNasServer:s\nNasShare:/x\nNasProtocol:nfs\nNasProtocolVersion:3\n"
+	src, base := t.TempDir(), t.TempDir()
+	b := treetest.At(t, base)
+	b.File("precious", "keep")
+	b.File("dst/precious", "keep")
+	victims(t, treetest.At(t, filepath.Join(base, "dst")))
+	b.File("dst/d/z\nf,0,precious", "goes")
+	b.Dir("dst/d/z\nd,0,victim,1")
+	keep := treetest.Listing(t, base)
+	run := func(exit int, dirs, files int, lines string) {
+		t.Helper()
+		ctrl := filepath.Join(t.TempDir(), "delete_control_0_ab.txt")
+		text := fmt.Sprintf("%sDirectoryDeleteCount:%d\nFileDeleteCount:%d\n\n%s", head, dirs, files, lines)
+		if err := os.WriteFile(ctrl, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		fsb(t, "run", "--source", src, "--destination", filepath.Join(base, "dst"), "--control", ctrl).want(t, exit)
+	}
+	for _, name := range []string{"..", "../precious", "%2E%2E", "..%2Fprecious", "%2Fprecious", "precious%00", "%", "%0", "%zz", "%0a", "precious%2", "%70recious", ""} {
+		run(3, 0, 1, "d,0,/d,0\nf,0,"+name+"\n")
+		run(3, 1, 0, "d,0,/d/"+name+"/../victim,1\n")
+		run(3, 1, 0, "d,0,/"+strings.ReplaceAll(name, "precious", "d")+"/..,1\n")
+	}
+	if d := treetest.Diff(keep, treetest.Listing(t, base)); len(d) > 0 {
+		t.Fatalf("changed:\n%s", strings.Join(d, "\n"))
+	}
+	run(0, 1, 1, "d,0,/d,0\nf,2,z%0Af,0,precious\n"+"d,3,/d/z%0Ad,0,victim,1,1\n")
+	for path, left := range map[string]bool{"z\nf,0,precious": false, "z\nd,0,victim,1": false, "precious": true, "victim/a/b": true} {
+		if _, err := os.Lstat(filepath.Join(base, "dst/d", path)); (err == nil) != left {
+			t.Errorf("%q is there: %v", path, err == nil)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/fsbackup/fsbackup/internal/api"
 	"github.com/fsbackup/fsbackup/internal/bus"
+	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/coordinator"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
@@ -150,7 +151,7 @@ func (c *Client) upload(ctx context.Context, f protocol.FileRef) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.Open(f.Path)
+	file, err := controlfile.OpenRegular(f.Path)
 	if err != nil {
 		return &fault.Error{Kind: fault.KindOf(err), Op: "upload", Path: f.Path, Err: err}
 	}

@@ -3,6 +3,7 @@ package clustertest
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -208,6 +209,38 @@ func TestWorkerWithoutTheMountTakesNoShards(t *testing.T) {
 	if v.Workers["bad"] != 0 {
 		t.Errorf("shards by worker: %v", v.Workers)
 	}
+}
+
+// TestLinksLeadOutOfNothingThatIsAllowed has roots that lie in what a worker may
+// touch by their names, and elsewhere by what they are.
+func TestLinksLeadOutOfNothingThatIsAllowed(t *testing.T) {
+	c := New(t, Timing())
+	base, outside := t.TempDir(), t.TempDir()
+	b := treetest.At(t, base)
+	treetest.At(t, outside).File("there/secret", "x")
+	b.File("src/f", "x")
+	if err := os.Symlink(outside, b.Path("link")); err != nil {
+		t.Fatal(err)
+	}
+	before := treetest.Listing(t, outside)
+	c.StartWorker("w", func(cfg *worker.Config) { cfg.Allow = []string{base} })
+	for src, dst := range map[string]string{"src": "link/new", "link/there": "dst"} {
+		id := c.Submit(b.Path(src), b.Path(dst), small)
+		v := c.Until(id, func(v protocol.JobView) bool { return v.Stalled != "" })
+		t.Logf("%s to %s is %s: %s", src, dst, v.State, v.Stalled)
+		if v.State != protocol.StateRunning || done(v) > 0 {
+			t.Errorf("the job is %s: %+v", v.State, v.Stats)
+		}
+		if _, err := c.Cancel(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		c.Wait(id)
+	}
+	if d := treetest.Diff(before, treetest.Listing(t, outside)); len(d) > 0 {
+		t.Errorf("changed outside:\n%s", strings.Join(d, "\n"))
+	}
+	c.Wait(c.Submit(b.Path("src"), b.Path("right"), small))
+	treetest.Same(t, b.Path("src"), b.Path("right"))
 }
 
 func TestFailuresAreListedOnceAndTolerated(t *testing.T) {

@@ -2,6 +2,7 @@ package clustertest
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +55,38 @@ func TestHungDestinationIsNamedAndKeepsNothingElseFromRunning(t *testing.T) {
 	w.Stop() // returns, though nothing wakes the system calls
 	thaw()
 	c.StartWorker("second")
+	whole(t, c.Wait(id), src, dst)
+}
+
+// TestHungSyncIsNamedAndKeepsNothingElseFromRunning has the disk below a job's
+// destination hang whenever something is to be made durable.
+func TestHungSyncIsNamedAndKeepsNothingElseFromRunning(t *testing.T) {
+	dir, disk := treetest.OnFaultyDisk(t)
+	c := New(t, Timing())
+	src, _ := roots(t, 28, 1500)
+	dst := filepath.Join(dir, "dst")
+	c.StartWorker("w", impatient)
+	id, _ := hangs(t, c, src, dst, func() {
+		disk.Inject(func(c treetest.Call) treetest.Fault { return treetest.Fault{Hang: c.Op == "fsync"} })
+	})
+	sync := func(v protocol.JobView) bool {
+		r, err := c.Workers(t.Context())
+		if err != nil || len(r.Workers) != 1 || r.Workers[0].State != "live" {
+			t.Fatalf("workers: %+v, %v", r, err)
+		}
+		return slices.ContainsFunc(r.Workers[0].Hung, func(h protocol.HungOp) bool {
+			return h.Job == id && h.Doing == "sync" && h.Path == dst && !h.Since.IsZero()
+		})
+	}
+	if v := c.Until(id, sync); v.State != protocol.StateRunning || !strings.Contains(v.Stalled, "hangs on worker w: ") {
+		t.Errorf("job is %s, stalled: %q", v.State, v.Stalled)
+	}
+
+	src2, dst2 := roots(t, 29, 300)
+	whole(t, c.Wait(c.Submit(src2, dst2, small)), src2, dst2)
+
+	disk.Inject(nil)
+	disk.Thaw()
 	whole(t, c.Wait(id), src, dst)
 }
 

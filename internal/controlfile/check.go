@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
@@ -52,7 +51,7 @@ func (s *Summary) Bad() uint64 { return s.BadDirs + s.BadFiles }
 //
 // The summary is valid as far as it goes when the error is not nil.
 func Check(path string, want Kind) (Summary, error) {
-	f, err := os.Open(path)
+	f, err := OpenRegular(path)
 	if err != nil {
 		return Summary{}, openError(path, err)
 	}

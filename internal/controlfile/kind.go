@@ -114,7 +114,7 @@ func KindByName(base string) (Kind, bool) {
 // Detect returns the kind of the control file at path by its title, which is
 // all that it reads.
 func Detect(path string) (Kind, error) {
-	f, err := os.Open(path)
+	f, err := OpenRegular(path)
 	if err != nil {
 		return 0, openError(path, err)
 	}

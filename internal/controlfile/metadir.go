@@ -192,18 +192,19 @@ func (f *metaFile) open() error {
 	if f.f != nil {
 		return nil
 	}
-	file, err := os.Open(f.path)
+	file, err := OpenRegular(f.path)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return &fault.Error{Kind: fault.NotFound, Op: "open meta file", Path: f.path, Err: errors.New("it does not exist"),
 				Hint: "name the directory with the meta files of the same scan"}
 		}
-		return &fault.Error{Kind: fault.KindOf(err), Op: "open meta file", Path: f.path, Err: err}
+		kind := fault.KindOf(err)
+		if errors.Is(err, errNotRegular) {
+			kind, err = fault.Corrupt, errNotRegular
+		}
+		return &fault.Error{Kind: kind, Op: "open meta file", Path: f.path, Err: err}
 	}
 	st, err := file.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = errors.New("it is not a regular file")
-	}
 	if err == nil {
 		f.f, f.size = file, st.Size()
 		err = f.readHeader()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
@@ -38,7 +37,7 @@ type Reader struct {
 // kind than want is refused with both kinds named; want 0 takes any. The caller
 // closes the Reader.
 func Open(path string, want Kind) (*Reader, error) {
-	f, err := os.Open(path)
+	f, err := OpenRegular(path)
 	if err != nil {
 		return nil, openError(path, err)
 	}
@@ -67,7 +66,7 @@ func NewReader(rd io.Reader, name string, want Kind) (*Reader, error) {
 // OpenAt opens the control file at path and goes on behind pos, a Position of a
 // Reader of the same bytes: the entries that follow are identical.
 func OpenAt(path string, want Kind, pos Position) (*Reader, error) {
-	f, err := os.Open(path)
+	f, err := OpenRegular(path)
 	if err != nil {
 		return nil, openError(path, err)
 	}

@@ -145,7 +145,7 @@ func sameDigest(path, want string) error {
 
 // Digest returns the hex SHA-256 of a file.
 func Digest(path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := controlfile.OpenRegular(path)
 	if err != nil {
 		return "", &fault.Error{Kind: fault.KindOf(err), Op: "read", Path: path, Err: err}
 	}

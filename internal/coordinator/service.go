@@ -155,6 +155,9 @@ func (c *Coordinator) Append(ctx context.Context, q protocol.AppendRequest) (pro
 // place finds where each submitted control file can be read.
 func (c *Coordinator) place(ctx context.Context, from uint32, files []protocol.FileRef) (recs []protocol.FileRecord, missing []string, err error) {
 	for i, ref := range files {
+		if err := ref.Check(); err != nil {
+			return nil, nil, err
+		}
 		rec := protocol.FileRecord{Index: from + uint32(i), Ref: ref, State: protocol.FilePending}
 		if ref.Digest != "" && !c.sees(ref) {
 			if rec.Object = protocol.FileObject(ref.Digest); rec.Object != "" {
@@ -177,6 +180,9 @@ func (c *Coordinator) place(ctx context.Context, from uint32, files []protocol.F
 func (c *Coordinator) placeMetas(ctx context.Context, metas []protocol.FileRef) (uploaded []protocol.FileRef, missing []string, err error) {
 	here := true
 	for _, ref := range metas {
+		if err := ref.Check(); err != nil {
+			return nil, nil, err
+		}
 		here = here && (ref.Digest == "" || c.sees(ref))
 	}
 	if here {

@@ -2,8 +2,11 @@ package engine
 
 import (
 	"context"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -92,57 +95,107 @@ func TestSourceLinksAreNotFollowed(t *testing.T) {
 	})
 }
 
-// TestSwappingComponents exchanges a destination directory and a link that
-// leads out, in a tight loop, while every operation runs through it.
-func TestSwappingComponents(t *testing.T) {
-	bothResolvers(t, func(t *testing.T, g *rig) {
-		outside := shm(t)
-		put(t, filepath.Join(outside, "sub/f"), "precious")
-		put(t, filepath.Join(outside, "f"), "precious")
-		before := listing(t, outside)
-		g.write("d/sub/f", "from the source")
-		g.write("d/f", "from the source")
-		g.target("d/sub/f", "x")
-		must(t, os.Symlink(outside, filepath.Join(g.dst, "swap")))
-		d, swap := filepath.Join(g.dst, "d"), filepath.Join(g.dst, "swap")
-		ctx, stop := context.WithCancel(t.Context())
+// swapEnv tells a re-executed test binary to exchange two names in a tight loop
+// until its standard input ends. Its value is one name a line.
+const swapEnv = "FSBACKUP_ENGINE_TEST_SWAP"
+
+// swap is that process.
+func swap(names string) {
+	a, b, _ := strings.Cut(names, "\n")
+	go func() {
+		for {
+			_ = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+		}
+	}()
+	_, _ = io.Copy(io.Discard, os.Stdin) // it ends with its parent
+}
+
+// swapping exchanges two names in a tight loop until the function that it returns
+// is called, in this process or in one of its own.
+func swapping(t *testing.T, apart bool, a, b string) (stop func()) {
+	if !apart {
+		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				_ = unix.Renameat2(unix.AT_FDCWD, d, unix.AT_FDCWD, swap, unix.RENAME_EXCHANGE)
+				_ = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 			}
 		})
-		fin := g.copyOf("d/sub")
-		fin.Op = OpFinish
-		touch := fin
-		touch.Op = OpTouch
-		link := g.group(1, "d/f", "d/sub/f")
-		g.spec.DeleteUnchecked = true
-		j, err := g.e.OpenJob(g.spec)
-		must(t, err)
-		defer func() { must(t, j.Close()) }()
-		rounds := 300
-		if long() {
-			rounds = 10_000
+		return func() { cancel(); wg.Wait() }
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), swapEnv+"="+a+"\n"+b)
+	end, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	before := inode(t, a)
+	for inode(t, a) == before && t.Context().Err() == nil { // until it does so
+		runtime.Gosched()
+	}
+	return func() {
+		must(t, end.Close())
+		must(t, cmd.Wait())
+	}
+}
+
+// TestSwappingComponents exchanges a destination directory and a link that
+// leads out, in a tight loop, while every operation runs through it. The link
+// leads to a directory with the same names, or to the root of everything.
+func TestSwappingComponents(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		apart bool // by another process
+		slash bool // the link leads to /, where the entries' names are those of outside
+	}{{"beside it", false, false}, {"by another process", true, false}, {"by another process, for the root directory", true, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			bothResolvers(t, func(t *testing.T, g *rig) { swapped(t, g, c.apart, c.slash) })
+		})
+	}
+}
+
+func swapped(t *testing.T, g *rig, apart, slash bool) {
+	outside := shm(t)
+	put(t, filepath.Join(outside, "sub/f"), "precious")
+	put(t, filepath.Join(outside, "f"), "precious")
+	before := listing(t, outside)
+	in, leads := "d", outside
+	if slash {
+		in, leads = "d"+outside, "/"
+	}
+	g.write(in+"/sub/f", "from the source")
+	g.write(in+"/f", "from the source")
+	g.target(in+"/sub/f", "x")
+	must(t, os.Symlink(leads, filepath.Join(g.dst, "swap")))
+	d, other := filepath.Join(g.dst, "d"), filepath.Join(g.dst, "swap")
+	stop := swapping(t, apart, d, other)
+	fin := g.copyOf(in + "/sub")
+	fin.Op = OpFinish
+	touch := fin
+	touch.Op = OpTouch
+	link := g.group(1, in+"/f", in+"/sub/f")
+	g.spec.DeleteUnchecked = true
+	j, err := g.e.OpenJob(g.spec)
+	must(t, err)
+	defer func() { must(t, j.Close()) }()
+	rounds := 300
+	if long() {
+		rounds = 10_000
+	}
+	for range rounds {
+		b := g.batch(1, g.copyOf(in+"/sub/f"), g.copyOf(in+"/f"), fin, touch, file(in+"/sub/f"), link[0], link[1], tree(in+"/sub"), file(in+"/f"))
+		if _, err := j.Run(t.Context(), b, nil); err != nil && !fault.Is(err, fault.Stale) {
+			t.Fatal(err)
 		}
-		for range rounds {
-			b := g.batch(1, g.copyOf("d/sub/f"), g.copyOf("d/f"), fin, touch, file("d/sub/f"), link[0], link[1], tree("d/sub"), file("d/f"))
-			if _, err := j.Run(ctx, b, nil); err != nil && !fault.Is(err, fault.Stale) {
-				t.Fatal(err)
-			}
-			if !exists(d) { // the link was replaced or removed: put it back
-				_ = os.Symlink(outside, d)
-			}
-			if !exists(swap) {
-				_ = os.Symlink(outside, swap)
+		for _, p := range []string{d, other} { // the link was replaced or removed: put it back
+			if !exists(p) {
+				_ = os.Symlink(leads, p)
 			}
 		}
-		stop()
-		wg.Wait()
-		if diff := cmp.Diff(before, listing(t, outside)); diff != "" {
-			t.Errorf("changed outside the roots:\n%s", diff)
-		}
-	})
+	}
+	stop()
+	if diff := cmp.Diff(before, listing(t, outside)); diff != "" {
+		t.Errorf("changed outside the roots:\n%s", diff)
+	}
 }
 
 // TestFIFOAndDevicesAreNeverOpened replaces source files by a FIFO, whose open
@@ -200,6 +253,64 @@ func TestSwappingAFileForAFIFO(t *testing.T) {
 	stop()
 	wg.Wait()
 	noTemps(t, g.dst)
+}
+
+// TestFIFOsAndDevicesInTheDestinationAreNeverOpened puts them where a file, and
+// where a directory, is expected, and has every operation meet them.
+func TestFIFOsAndDevicesInTheDestinationAreNeverOpened(t *testing.T) {
+	needRoot(t)
+	for kind, mode := range map[string]uint32{"fifo": unix.S_IFIFO, "device without a driver": unix.S_IFCHR} {
+		t.Run(kind, func(t *testing.T) {
+			bothResolvers(t, func(t *testing.T, g *rig) {
+				g.spec.CheckContents = true
+				plant := func(p string) string {
+					full := filepath.Join(g.dst, p)
+					must(t, os.RemoveAll(full))
+					must(t, os.MkdirAll(filepath.Dir(full), 0o755))
+					must(t, unix.Mknod(full, mode|0o666, int(unix.Mkdev(240, 250)))) // no driver: open gives ENXIO
+					return full
+				}
+				for _, p := range []string{"f", "d/f", "h1", "h2"} {
+					g.write(p, "contents")
+				}
+				meta := g.copyOf("f")
+				meta.Mode = "mm"
+				dir := g.copyOf("d")
+				verify, below, verifyDir, finish, touch := g.copyOf("f"), g.copyOf("d/f"), dir, dir, dir
+				verify.Op, below.Op, verifyDir.Op, finish.Op, touch.Op = OpVerify, OpVerify, OpVerifyDir, OpFinish, OpTouch
+				for name, c := range map[string]struct {
+					at     string
+					es     []Entry
+					failed bool
+				}{
+					"copy":        {"f", []Entry{g.copyOf("f")}, false},
+					"metadata":    {"f", []Entry{meta}, false},
+					"parent":      {"d", []Entry{g.copyOf("d/f")}, false},
+					"make":        {"d", []Entry{dir}, false},
+					"link":        {"h2", g.group(1, "h1", "h2"), false},
+					"leader":      {"h1", g.group(1, "h1", "h2"), false},
+					"delete":      {"f", []Entry{file("f"), file("f/below")}, false},
+					"delete tree": {"d", []Entry{tree("d"), tree("d/below")}, false},
+					"finish":      {"d", []Entry{finish}, true},
+					"touch":       {"d", []Entry{touch}, true},
+					"verify":      {"f", []Entry{verify}, true},
+					"verify tree": {"d", []Entry{verifyDir, below}, true},
+				} {
+					full := plant(c.at)
+					o := g.run(g.batch(1, c.es...))
+					if failed := len(o.Failures) > 0; failed != c.failed {
+						t.Errorf("%s: %+v", name, o.Failures)
+					}
+					for _, f := range o.Failures {
+						if f.Errno == int(unix.ENXIO) {
+							t.Errorf("%s: it was opened: %+v", name, f)
+						}
+					}
+					must(t, os.RemoveAll(full))
+				}
+			})
+		})
+	}
 }
 
 func TestReasonsAreOneLine(t *testing.T) {

@@ -27,6 +27,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if names := os.Getenv(swapEnv); names != "" {
+		swap(names)
+		return
+	}
 	if os.Getenv(asUserEnv) != "" {
 		m.Run() // the child of an ordinary user: its parent checks for leaks
 		return

@@ -75,11 +75,8 @@ func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
 	}
 	dst, err := openRoot(spec.Destination, "destination")
 	if errors.Is(err, fs.ErrNotExist) && spec.CreateDest {
-		if err = os.Mkdir(spec.Destination, 0o755); err == nil || errors.Is(err, fs.ErrExist) {
+		if err = makeRoot(spec); err == nil {
 			dst, err = openRoot(spec.Destination, "destination")
-		} else {
-			err = &fault.Error{Kind: fault.KindOf(err), Op: "make destination root", Path: spec.Destination,
-				Err: errnoOf(err), Hint: "make its parent directory first"}
 		}
 	}
 	if err != nil {
@@ -142,6 +139,27 @@ func openRoot(path, what string) (root, error) {
 		return root{}, &fault.Error{Kind: fault.KindOf(err), Op: "open " + what + " root", Path: path, Err: err}
 	}
 	return root{fd: fd, info: info}, nil
+}
+
+// makeRoot makes the destination root, in the very directory that the job's
+// Permit was asked about.
+func makeRoot(spec JobSpec) error {
+	parent, name := filepath.Split(filepath.Clean(spec.Destination))
+	up, err := openRoot(parent, "parent of the destination")
+	if err != nil {
+		return &fault.Error{Kind: fault.KindOf(err), Op: "make destination root", Path: spec.Destination,
+			Err: errnoOf(err), Hint: "make its parent directory first"}
+	}
+	defer func() { _ = fsys.Close(up.fd) }()
+	if spec.Permit != nil {
+		if err := spec.Permit(up.info.Real); err != nil {
+			return err
+		}
+	}
+	if err := fsys.Mkdirat(up.fd, name, 0o755); err != nil && fsys.Errno(err) != unix.EEXIST {
+		return &fault.Error{Kind: fault.KindOf(err), Op: "make destination root", Path: spec.Destination, Err: err}
+	}
+	return nil
 }
 
 func rootInfo(path string, fd int) (RootInfo, error) {

@@ -1,6 +1,8 @@
 package protocol
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"path"
 	"slices"
 	"strings"
@@ -225,6 +227,19 @@ type FileRef struct {
 	Size   int64  `json:"size"`
 	Digest string `json:"digest"` // hex SHA-256
 	Phase  Phase  `json:"phase,omitempty"`
+}
+
+// Check refuses what no client says of a file. A coordinator names its own copy
+// of an uploaded file by digest, or by the last part of its path.
+func (f FileRef) Check() error {
+	sum, err := hex.DecodeString(f.Digest)
+	switch base := path.Base(f.Path); {
+	case !path.IsAbs(f.Path) || strings.ContainsRune(f.Path, 0) || base == "/" || base == "..":
+		return fault.New(fault.Invalid, "control or meta file %q is not named by an absolute path", f.Path)
+	case f.Digest != "" && (err != nil || len(sum) != sha256.Size):
+		return fault.New(fault.Invalid, "the digest %q of file %q is no hex SHA-256", f.Digest, f.Path)
+	}
+	return nil
 }
 
 // FileRecord is the durable record of one control file, written at admission.

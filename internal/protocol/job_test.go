@@ -96,6 +96,51 @@ func TestLimitsAreBounded(t *testing.T) {
 	}
 }
 
+// TestReferencesToFilesNameNothingElse: a coordinator makes a name of its own
+// from what a reference says.
+func TestReferencesToFilesNameNothingElse(t *testing.T) {
+	t.Parallel()
+	sum := strings.Repeat("0a", 32)
+	for _, r := range []protocol.FileRef{{Path: "/c/control_0.txt"}, {Path: "/c/control_0.txt", Digest: sum}} {
+		if err := r.Check(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, r := range []protocol.FileRef{
+		{Path: ""}, {Path: "control_0.txt"}, {Path: "/"}, {Path: "/c/.."}, {Path: "/c/\x00"},
+		{Path: "/c/f", Digest: "../../../etc/cron.d/f"}, {Path: "/c/f", Digest: "/etc/passwd"}, {Path: "/c/f", Digest: ".."},
+		{Path: "/c/f", Digest: sum[1:]}, {Path: "/c/f", Digest: sum + "00"}, {Path: "/c/f", Digest: sum[:62] + "/x"},
+	} {
+		if err := r.Check(); !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+}
+
+// TestAHundredBytesOfASpecNeverCostAMebibyte, and limits that a spec asks for are
+// no sizes that anybody allocates.
+func TestAHundredBytesOfASpecNeverCostAMebibyte(t *testing.T) { //nolint:paralleltest // memory is measured
+	for _, text := range []string{
+		`{"source":"/s","destination":"/d","threads":9223372036854775807,"memory":9223372036854775807}`,
+		`{"source":"/s","destination":"/d","limits":{"entries":2147483647,"raw_bytes":2147483647}}`,
+		`{"source":"/` + strings.Repeat("../", 20) + `","destination":"/"}`,
+		strings.Repeat("[", 100), `{"trace":` + strings.Repeat(`{"a":`, 18), `{"source":"` + strings.Repeat(`\u0000`, 14),
+	} {
+		if len(text) > 100 {
+			t.Errorf("%q has %d bytes", text, len(text))
+		}
+		n := allocated(func() {
+			var s protocol.JobSpec
+			if json.Unmarshal([]byte(text), &s) == nil {
+				_ = s.Normalize()
+			}
+		})
+		if n > 1<<20 {
+			t.Errorf("%q costs %d bytes", text, n)
+		}
+	}
+}
+
 // FuzzJobSpec holds that a spec that is accepted is canonical: neither a second
 // look nor the way over the wire changes it.
 func FuzzJobSpec(f *testing.F) {

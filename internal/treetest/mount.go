@@ -26,25 +26,52 @@ func LoopFS(t testing.TB, kind string, mkfsArgs ...string) string {
 	if err != nil {
 		t.Skipf("needs mkfs.%s", kind)
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "fsbackup-loop-") //nolint:usetesting // in memory, wherever TMPDIR is
+	dir := inMemory(t, "loop")
+	return loop(t, dir, filepath.Join(dir, "img"), mkfs, mkfsArgs)
+}
+
+// inMemory returns a directory for mounts that ordinary users get to.
+func inMemory(t testing.TB, what string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "fsbackup-"+what+"-") //nolint:usetesting // in memory, wherever TMPDIR is
 	if err != nil {
 		dir = t.TempDir()
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // what is mounted in it makes this fail, and the unmount said so
+	Builder{t, dir}.must(os.Chmod(dir, 0o755))
+	return dir
+}
+
+// loop makes a file system in the file img and mounts it beneath dir.
+func loop(t testing.TB, dir, img, mkfs string, mkfsArgs []string) string {
+	t.Helper()
 	b := Builder{t, dir}
-	b.must(os.Chmod(dir, 0o755)) // ordinary users get to the mount
 	b.Dir("mnt")
-	b.File("img", "")
-	b.must(os.Truncate(b.Path("img"), 512<<20))
-	if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), mkfs, append(mkfsArgs, b.Path("img"))...).CombinedOutput(); err != nil {
-		t.Skipf("mkfs.%s: %v: %s", kind, err, out)
+	b.must(os.WriteFile(img, nil, 0o600))
+	b.must(os.Truncate(img, 512<<20))
+	if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), mkfs, append(mkfsArgs, img)...).CombinedOutput(); err != nil {
+		t.Skipf("%s: %v: %s", mkfs, err, out)
 	}
-	at := filepath.Join(dir, "mnt")
-	if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "mount", "-o", "loop", b.Path("img"), at).CombinedOutput(); err != nil {
+	at := b.Path("mnt")
+	if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "mount", "-o", "loop", img, at).CombinedOutput(); err != nil {
 		t.Skipf("needs loop mounts: %v: %s", err, out)
 	}
 	t.Cleanup(func() { unmount(t, at) })
 	return at
+}
+
+// OnFaultyDisk returns a directory on an ext4 whose disk can be made to fail and
+// to hang: what is made durable on it waits for the disk.
+func OnFaultyDisk(t testing.TB) (string, *FaultyFS) {
+	t.Helper()
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		t.Skip("needs mkfs.ext4")
+	}
+	dir := inMemory(t, "disk")
+	Builder{t, dir}.Dir("disk")
+	disk := Faulty(t, filepath.Join(dir, "disk"))
+	return loop(t, dir, filepath.Join(dir, "disk/img"), mkfs, []string{"-q"}), disk
 }
 
 // unmount gives what was left behind a moment to close its files.

@@ -58,7 +58,10 @@ func (w *Worker) openJob(ctx context.Context, id protocol.JobID, o *protocol.Opt
 	eng, err := w.cfg.Engine.OpenJob(engine.JobSpec{
 		ID: string(id), Source: o.GetSource(), Destination: o.GetDestination(), Trim: o.GetTrim(), WriteMeta: o.GetWriteMeta(),
 		Restore: o.GetRestore(), Replace: engine.Replace(o.GetReplace()), SkipVanished: o.GetSkipVanished(), DeleteUnchecked: o.GetDeleteUnchecked(), CheckContents: o.GetCheckContents(),
-		Sync: engine.Sync(o.GetSync()), Verify: engine.Verify(o.GetVerify()), ReadOnly: o.GetReadOnly(), CreateDest: true, Threads: int(o.GetThreads()), Memory: max(o.GetMemory(), 0),
+		Sync: engine.Sync(o.GetSync()), Verify: engine.Verify(o.GetVerify()), ReadOnly: o.GetReadOnly(), CreateDest: true,
+		// A link within what is allowed may lead out of it.
+		Permit:  func(parent string) error { return w.allowed(filepath.Join(parent, filepath.Base(o.GetDestination()))) },
+		Threads: int(o.GetThreads()), Memory: max(o.GetMemory(), 0),
 	})
 	if err != nil {
 		return nil, err
@@ -77,8 +80,8 @@ func (w *Worker) openJob(ctx context.Context, id protocol.JobID, o *protocol.Opt
 }
 
 // allowed refuses roots outside the worker's --allow.
-func (w *Worker) allowed(source, destination string) error {
-	for _, p := range []string{source, destination} {
+func (w *Worker) allowed(roots ...string) error {
+	for _, p := range roots {
 		// As they are written first: to look at a root may hang, and must not keep
 		// a job that has nothing to do with it.
 		ok := slices.ContainsFunc(w.cfg.Allow, func(root string) bool { return Within(root, p) }) ||

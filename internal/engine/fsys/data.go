@@ -2,7 +2,6 @@ package fsys
 
 import (
 	"errors"
-	"io"
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
@@ -196,7 +195,7 @@ func (c *Copier) kernelCopy(dst, src int, off, end int64) (int64, error) {
 		case Errno(err) == unix.EINTR:
 			continue
 		case Errno(err) == unix.ENOSPC || Errno(err) == unix.EDQUOT || Errno(err) == unix.EROFS:
-			return off, &DataError{Write: true, Err: err}
+			return off, nil // of which side, read and write will find out
 		case err != nil:
 			c.NoRange, c.Range = true, false
 			return off, nil //nolint:nilerr // read and write will find out what is wrong
@@ -265,8 +264,8 @@ func pwrite(fd int, buf []byte, off int64) error {
 			continue
 		case err != nil:
 			return err //nolint:wrapcheck // bare errnos by contract
-		case n == 0:
-			return io.ErrShortWrite
+		case n == 0: // a file server that takes nothing and gives no reason
+			return unix.EIO
 		}
 		buf, off = buf[n:], off+int64(n)
 	}
