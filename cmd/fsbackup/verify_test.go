@@ -166,7 +166,7 @@ func TestVerifyFindsExactlyWhatDiffers(t *testing.T) {
 	t.Logf("%s", r.stderr)
 	// For people the same.
 	r = fsb(t, "verify", src, dst).want(t, 3)
-	if !strings.Contains(r.stdout, "4 files differ, 1 extra names") || !strings.Contains(r.stdout, "extra names in the destination: 1") {
+	if !strings.Contains(r.stdout, "4 files differ, 1 extra name") || !strings.Contains(r.stdout, "extra names in the destination: 1") {
 		t.Errorf("summary:\n%s", r.stdout)
 	}
 	t.Logf("%s", r.stdout)

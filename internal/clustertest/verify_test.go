@@ -46,7 +46,7 @@ func TestVerifyJobIsExactWhateverIsKilled(t *testing.T) {
 	if s != want {
 		t.Errorf("statistics\n got %+v\nwant %+v", s, want)
 	}
-	if v.State != protocol.StateFailed || v.Reason != "1 files differ, 1 extra names" {
+	if v.State != protocol.StateFailed || v.Reason != "1 file differs, 1 extra name" {
 		t.Errorf("job ended as %s: %s", v.State, v.Reason)
 	}
 	if v.Workers["second"] == 0 {

@@ -223,22 +223,26 @@ func sortedWarnings(m map[string]protocol.Warning) []protocol.Warning {
 
 func failureReason(s protocol.Stats) string {
 	out := ""
-	add := func(n uint64, what string) {
-		if n > 0 {
-			if out != "" {
-				out += ", "
-			}
-			out += fmt.Sprintf("%d %s", n, what)
+	add := func(n uint64, one, many string) {
+		if n == 0 {
+			return
 		}
+		if out != "" {
+			out += ", "
+		}
+		if n == 1 {
+			many = one
+		}
+		out += fmt.Sprintf("%d %s", n, many)
 	}
-	add(s.FilesDiffer, "files differ")
-	add(s.DirsDiffer, "directories differ")
-	add(s.Extra, "extra names")
-	add(s.FilesFailed-min(s.FilesDiffer, s.FilesFailed), "files failed")
-	add(s.DirsFailed-min(s.DirsDiffer, s.DirsFailed), "directories failed")
-	add(s.DirMetaFailed, "directories without their metadata")
-	add(s.DeletesFailed, "deletes failed")
-	add(s.FilesRefused, "control files refused")
+	add(s.FilesDiffer, "file differs", "files differ")
+	add(s.DirsDiffer, "directory differs", "directories differ")
+	add(s.Extra, "extra name", "extra names")
+	add(s.FilesFailed-min(s.FilesDiffer, s.FilesFailed), "file failed", "files failed")
+	add(s.DirsFailed-min(s.DirsDiffer, s.DirsFailed), "directory failed", "directories failed")
+	add(s.DirMetaFailed, "directory without its metadata", "directories without their metadata")
+	add(s.DeletesFailed, "delete failed", "deletes failed")
+	add(s.FilesRefused, "control file refused", "control files refused")
 	return out
 }
 
