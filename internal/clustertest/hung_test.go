@@ -85,7 +85,6 @@ func TestHungSyncIsNamedAndKeepsNothingElseFromRunning(t *testing.T) {
 	src2, dst2 := roots(t, 29, 300)
 	whole(t, c.Wait(c.Submit(src2, dst2, small)), src2, dst2)
 
-	disk.Inject(nil)
 	disk.Thaw()
 	whole(t, c.Wait(id), src, dst)
 }

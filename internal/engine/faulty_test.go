@@ -308,11 +308,20 @@ func TestEachRequestThatHangsIsNamed(t *testing.T) {
 				defer func() { must(t, j.Close()) }()
 				b := g.batch(1, g.copyOf("f"))
 				fs := map[string]*treetest.FaultyFS{"source": g.src, "destination": g.dst}[side]
-				fs.Inject(nth(op, 0, treetest.Fault{Hang: true}))
+				met := make(chan struct{})
+				hang := nth(op, 0, treetest.Fault{Hang: true})
+				fs.Inject(func(c treetest.Call) treetest.Fault {
+					f := hang(c)
+					if f.Hang {
+						close(met)
+					}
+					return f
+				})
 				began := time.Now()
 				var o *Outcome
 				var wg sync.WaitGroup
 				wg.Go(func() { o, err = j.Run(t.Context(), b, nil) })
+				<-met // on a busy machine it may have seemed to hang before
 				l := g.hung(1, 50*time.Millisecond)
 				if len(l) != 1 || l[0].Job != g.spec.ID || l[0].Doing != "copy" || l[0].Path != "f" || l[0].Since.Before(began) {
 					t.Errorf("%+v", l)
@@ -342,26 +351,35 @@ func TestSyncOfAFaultyDisk(t *testing.T) {
 	j, err := g.e.OpenJob(g.spec)
 	must(t, err)
 	defer func() { must(t, j.Close()) }()
-	sync := func(p string) error {
+	write := func(p string) {
 		o, err := j.Run(t.Context(), g.batch(1, g.copyOf(p)), nil)
 		must(t, err)
 		wantFailures(t, o)
-		return j.Sync(t.Context())
 	}
-	disk.Inject(each("fsync", 0, treetest.Fault{Hang: true}))
+	write("f")
+	met := make(chan struct{})
+	var once sync.Once
+	disk.Inject(func(c treetest.Call) treetest.Fault {
+		if c.Op != "fsync" {
+			return treetest.Fault{}
+		}
+		once.Do(func() { close(met) })
+		return treetest.Fault{Hang: true}
+	})
 	began := time.Now()
 	done := make(chan error, 1)
-	go func() { done <- sync("f") }()
+	go func() { done <- j.Sync(t.Context()) }()
+	<-met
 	l := g.hung(1, 50*time.Millisecond)
 	if len(l) != 1 || l[0].Job != g.spec.ID || l[0].Doing != "sync" || l[0].Path != dir || l[0].Since.Before(began) {
 		t.Errorf("%+v", l)
 	}
-	disk.Inject(nil)
 	disk.Thaw()
 	must(t, <-done)
 
+	write("g")
 	disk.Inject(each("fsync", 0, treetest.Fault{Errno: unix.EIO}))
-	err = sync("g")
+	err = j.Sync(t.Context())
 	if !fault.Is(err, fault.Transient) || errnoOf(err) != unix.EIO || !strings.Contains(err.Error(), dir) {
 		t.Errorf("the sync ends with %v", err)
 	}

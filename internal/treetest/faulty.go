@@ -69,7 +69,6 @@ func Faulty(t testing.TB, at string) *FaultyFS {
 	}
 	go srv.Serve()
 	t.Cleanup(func() {
-		f.Inject(nil)
 		f.Thaw()
 		unmount(t, at)
 		srv.Wait()
@@ -88,10 +87,12 @@ func (f *FaultyFS) Inject(hook func(Call) Fault) {
 	f.hook = hook
 }
 
-// Thaw lets all that hangs go on.
+// Thaw ends all faults, and lets what hangs go on. What was asked for before it
+// hangs no more, however late it comes to that.
 func (f *FaultyFS) Thaw() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.hook = nil
 	close(f.thawed)
 	f.thawed = make(chan struct{})
 }
