@@ -202,6 +202,7 @@ func (x *run) job(name, previous string, faults uint64, want protocol.Stats) {
 	defer p.stop()
 	if p.reaches(4) {
 		x.lose(p)
+		x.repeat(p)
 	}
 	for i := range faults {
 		if !p.reaches(max(expected*(2*i+1)/(2*faults+1), p.count()+4)) {

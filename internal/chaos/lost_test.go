@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -53,6 +54,28 @@ func (x *run) lose(p *progress) {
 		})
 	}
 	x.t.Logf("after %d shards, %s: %q was acknowledged without a result, %q purged", p.count(), p.phase(), swallowed, purged)
+}
+
+// repeat publishes a result of a job once more, as a worker does to whom the
+// server's answer was lost.
+func (x *run) repeat(p *progress) {
+	x.t.Helper()
+	var subject string
+	read := errors.New("read")
+	x.persist("publish a result again", func(ctx context.Context) error {
+		var m bus.Message
+		err := x.bus.Tail(ctx, protocol.StreamResults, protocol.JobResults(p.id), 1, func(s bus.Stored) error {
+			m = bus.Message{Subject: s.Subject, Data: s.Data}
+			return read
+		})
+		if !errors.Is(err, read) {
+			return err
+		}
+		subject = m.Subject
+		_, err = x.bus.PublishOnce(ctx, m)
+		return err
+	})
+	x.t.Logf("after %d shards, %s: %q was published again", p.count(), p.phase(), subject)
 }
 
 // persist does something in NATS, again after an error.
