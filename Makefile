@@ -72,7 +72,7 @@ seeds: ## run the random end-to-end tests of incremental backups with SEEDS (50)
 chaos: ## run jobs on clusters that are killed, frozen and cut off, with SEEDS (3) seeds from FIRST (0) on, PARALLEL (2) at once
 	@n=$(or $(SEEDS),3); real=$$n; if [ $$n -gt 50 ]; then real=$$((n / 4)); [ $$real -ge 50 ] || real=50; fi; set -ex; \
 	FSBACKUP_CHAOS_SEEDS=$$real FSBACKUP_CHAOS_FIRST=$(or $(FIRST),0) $(GO) test -timeout 10h -parallel $(or $(PARALLEL),2) -count 1 -v ./internal/chaos; \
-	if [ $$n -gt $$real ]; then FSBACKUP_CLUSTER_SEEDS=$$((n - real)) $(GO) test -timeout 10h -parallel $(or $(PARALLEL),2) -count 1 -v -run TestEveryEntryOfEveryControlFile ./internal/clustertest; fi
+	if [ $$n -gt $$real ]; then FSBACKUP_CLUSTER_SEEDS=$$((n - real)) FSBACKUP_CLUSTER_FIRST=$(or $(FIRST),0) $(GO) test -timeout 10h -parallel $(or $(PARALLEL),2) -count 1 -v -run TestEveryEntryOfEveryControlFile ./internal/clustertest; fi
 
 chaos-mutants: ## run the chaos tests on builds that each lack one defence; fails if SEEDS (5) seeds do not notice
 	@GO="$(GO)" SEEDS=$(or $(SEEDS),5) FIRST=$(or $(FIRST),0) PARALLEL=$(or $(PARALLEL),2) bash .ci/chaos-mutants

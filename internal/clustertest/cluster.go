@@ -251,7 +251,7 @@ var errReached = errors.New("reached")
 // Until follows a job until cond holds or the job ends, and returns its view.
 func (c *Cluster) Until(id protocol.JobID, cond func(protocol.JobView) bool) protocol.JobView {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Minute)
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

@@ -55,6 +55,16 @@ func (f *frost) thaw() {
 	f.thawed = nil
 }
 
+// melt is thaw where it may not be frozen.
+func (f *frost) melt() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.thawed != nil {
+		close(f.thawed)
+		f.thawed = nil
+	}
+}
+
 // apply has a coordinator's clocks stop with it. They have gone on when it wakes.
 func (f *frost) apply(cfg *coordinator.Config) {
 	began := time.Now()

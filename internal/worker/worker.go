@@ -66,8 +66,8 @@ type Worker struct {
 	unfit     map[protocol.JobID]unfitness
 	jobs      map[protocol.JobID]*openJob
 	done      uint64
-	peers     int             // others that could take a shard in this one's place
-	alike     map[string]bool // subjects of shards all of whose entries failed alike here
+	peers     int                       // others that could take a shard in this one's place
+	alike     map[string]bool           // subjects of shards all of whose entries failed alike here
 	unsent    map[protocol.JobID]string // jobs of which results cannot be published, and why
 	hanging   int                       // file operations that hung at the last heartbeat
 	draining  bool
