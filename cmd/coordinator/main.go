@@ -190,10 +190,12 @@ func (s *server) run(ctx context.Context) error {
 	failed := false
 	for {
 		err := s.session(ctx)
-		failed = failed || errors.Is(err, bus.ErrStore)
-		if ctx.Err() != nil || !failed || !(errors.Is(err, bus.ErrStore) || fault.Is(err, fault.Unavailable)) {
+		full := errors.Is(err, bus.ErrStore)
+		again := full || (failed && fault.Is(err, fault.Unavailable)) // or it cannot be started yet
+		if ctx.Err() != nil || !again {
 			return err
 		}
+		failed = true
 		s.log.Error("the embedded NATS server is started again as soon as its store can be written", "store", s.cfg.Store, "error", err)
 		for {
 			if !bus.Sleep(ctx, time.Second) {
