@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"text/tabwriter"
+	"time"
 
+	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/client"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
@@ -45,7 +47,7 @@ func (c submitCmd) Run(a *app) error {
 	}
 	switch {
 	case c.Wait:
-		return follow(a, cl, id, c.JSON, false)
+		return follow(a, cl, id, newProgress(a.stderr, c.JSON), c.JSON, false)
 	case c.JSON:
 		return printJSON(a.stdout, map[string]protocol.JobID{"job": id})
 	}
@@ -130,18 +132,31 @@ type watchCmd struct {
 	Quiet bool `short:"q" help:"No progress, no summary."`
 }
 
-// Run follows a job.
+// Run follows a job. It waits for a cluster that is away, also when it starts.
 func (c watchCmd) Run(a *app) error {
-	cl, free, id, err := c.open(a)
-	if err != nil {
-		return err
+	p := newProgress(a.stderr, c.Quiet || c.JSON)
+	for {
+		cl, free, id, err := c.open(a)
+		if err == nil {
+			defer free()
+			return follow(a, cl, id, p, c.JSON, c.Quiet)
+		}
+		switch fault.KindOf(err) {
+		case fault.Unavailable, fault.Transient:
+			p.lost(err)
+		default:
+			return err
+		}
+		if !bus.Sleep(a.ctx, watchPause) {
+			return fault.New(fault.Canceled, "interrupted while waiting for the cluster")
+		}
 	}
-	defer free()
-	return follow(a, cl, id, c.JSON, c.Quiet)
 }
 
-func follow(a *app, cl *client.Client, id protocol.JobID, asJSON, quiet bool) error {
-	p := newProgress(a.stderr, quiet || asJSON)
+// watchPause is the time between two attempts at reaching a cluster.
+const watchPause = time.Second
+
+func follow(a *app, cl *client.Client, id protocol.JobID, p *progress, asJSON, quiet bool) error {
 	v, err := cl.Watch(a.ctx, id, p.job, p.lost)
 	p.done()
 	if interrupted(a.ctx) {
