@@ -3,8 +3,11 @@ package bus
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -80,8 +83,10 @@ func (k *KV) Each(ctx context.Context, filter string, f func(key string, value [
 
 // Objects is the bucket of uploaded files and large messages.
 type Objects struct {
-	os    jetstream.ObjectStore
-	chunk uint32 // of an object's bytes in one message
+	bus    *Bus
+	bucket string
+	os     jetstream.ObjectStore
+	chunk  uint32 // of an object's bytes in one message
 }
 
 // largestChunk is what the client takes by default; smaller where the server's
@@ -94,7 +99,7 @@ func (b *Bus) Objects(ctx context.Context, bucket string) (*Objects, error) {
 	if err != nil {
 		return nil, classify("open object bucket", bucket, err)
 	}
-	return &Objects{os: os, chunk: uint32(min(largestChunk, max(b.MaxPayload()/2, 1)))}, nil
+	return &Objects{bus: b, bucket: bucket, os: os, chunk: uint32(min(largestChunk, max(b.MaxPayload()/2, 1)))}, nil
 }
 
 // Put stores an object.
@@ -152,8 +157,50 @@ func (l *limitWriter) Write(p []byte) (int, error) {
 // Delete removes an object; one that does not exist is no error.
 func (o *Objects) Delete(ctx context.Context, name string) error {
 	err := o.os.Delete(ctx, name)
-	if errors.Is(err, jetstream.ErrObjectNotFound) {
+	if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
+		return classify("delete object", name, err)
+	}
+	return o.forget(ctx, name)
+}
+
+// forget takes the marker away that Delete leaves, for ever, in the place of an
+// object. The names are those of ADR-20 of NATS.
+func (o *Objects) forget(ctx context.Context, name string) error {
+	stream, subject := "OBJ_"+o.bucket, "$O."+o.bucket+".M."+base64.URLEncoding.EncodeToString([]byte(name))
+	m, err := o.bus.Last(ctx, stream, subject)
+	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
-	return classify("delete object", name, err)
+	if err != nil {
+		return err
+	}
+	var is struct {
+		Deleted bool `json:"deleted"`
+	}
+	if json.Unmarshal(m.Data, &is) != nil || !is.Deleted {
+		return nil // stored again meanwhile
+	}
+	return o.bus.Purge(ctx, stream, subject, m.Sequence)
+}
+
+// Object is what a bucket tells of an object.
+type Object struct {
+	Name   string
+	Stored time.Time // by the server's clock
+}
+
+// List returns all objects.
+func (o *Objects) List(ctx context.Context) ([]Object, error) {
+	infos, err := o.os.List(ctx)
+	if errors.Is(err, jetstream.ErrNoObjectsFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, classify("list object bucket", o.bucket, err)
+	}
+	out := make([]Object, 0, len(infos))
+	for _, i := range infos {
+		out = append(out, Object{i.Name, i.ModTime})
+	}
+	return out, nil
 }

@@ -124,17 +124,18 @@ func (c *Client) append(ctx context.Context, id protocol.JobID, from uint32, fil
 
 // untilThere asks, uploads what the answer misses, and asks again.
 func (c *Client) untilThere(ctx context.Context, files []protocol.FileRef, ask func() (protocol.SubmitReply, error)) error {
-	for try := 0; ; try++ {
+	uploaded := map[string]bool{}
+	for {
 		r, err := ask()
 		if err != nil || len(r.Missing) == 0 {
 			return err
 		}
-		if try > 0 {
-			return fault.New(fault.Internal, "the coordinator still misses %q after its upload", r.Missing[0])
-		}
 		missing := map[string]bool{}
 		for _, p := range r.Missing {
-			missing[p] = true
+			if uploaded[p] {
+				return fault.New(fault.Internal, "the coordinator still misses %q after its upload", p)
+			}
+			missing[p], uploaded[p] = true, true
 		}
 		for _, f := range files {
 			if missing[f.Path] {

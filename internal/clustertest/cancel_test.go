@@ -134,17 +134,7 @@ func (x *cancelled) purge(subject string) {
 
 func (x *cancelled) swallow() {
 	x.t.Helper()
-	x.queue(func(b *bus.Bus) error {
-		pool, err := b.Pool(x.t.Context(), protocol.ClassStandard, client.DefaultPool)
-		if err != nil {
-			return err
-		}
-		d, err := pool.Next(x.t.Context(), 10*time.Second)
-		if err != nil || d == nil {
-			return err
-		}
-		return d.Ack(x.t.Context())
-	})
+	x.queue(func(b *bus.Bus) error { return swallowOne(x.t.Context(), b, 10*time.Second) })
 }
 
 // ends waits for the end, and then has a worker do another job: by then whatever

@@ -202,17 +202,7 @@ func (s *storm) sleep() {
 }
 
 func (s *storm) swallow() {
-	s.queue(func(b *bus.Bus) error {
-		pool, err := b.Pool(s.t.Context(), protocol.ClassStandard, client.DefaultPool)
-		if err != nil {
-			return err
-		}
-		d, err := pool.Next(s.t.Context(), time.Second)
-		if err != nil || d == nil {
-			return err
-		}
-		return d.Ack(s.t.Context())
-	})
+	s.queue(func(b *bus.Bus) error { return swallowOne(s.t.Context(), b, time.Second) })
 }
 
 func (s *storm) purge() {

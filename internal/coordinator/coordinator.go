@@ -61,7 +61,8 @@ type Coordinator struct {
 	leadsUntil atomic.Int64           // boot time at which the lease ends
 	leader     atomic.Pointer[string] // who leads, as far as is known; nil or empty: it is not
 
-	saving sync.Mutex // held while a job's record is written
+	saving  sync.Mutex   // held while a job's record is written
+	placing sync.RWMutex // held for reading from where an uploaded file is found until its job names it
 
 	folding   sync.Mutex // guards what follows: held while a result is folded
 	folded    uint64     // sequence of the last result folded

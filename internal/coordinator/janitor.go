@@ -18,7 +18,7 @@ func (c *Coordinator) janitor(ctx context.Context) error {
 		var old []protocol.JobID
 		c.view(func(t state.Tx) {
 			for j := range t.Jobs() {
-				if j.Record.State.Final() && now.Sub(j.Record.Ended) > c.cfg.Keep && !swept[j.Record.ID] {
+				if c.isOld(j.Record, now) && !swept[j.Record.ID] {
 					old = append(old, j.Record.ID)
 				}
 			}
@@ -29,6 +29,9 @@ func (c *Coordinator) janitor(ctx context.Context) error {
 				break
 			}
 			swept[id] = true
+		}
+		if err := c.sweepObjects(ctx); err != nil && ctx.Err() == nil {
+			c.log.Warn("objects that no job needs cannot be removed, trying again later", "error", err)
 		}
 		if !bus.Sleep(ctx, min(10*time.Minute, c.cfg.Keep)) {
 			return context.Cause(ctx)

@@ -37,6 +37,9 @@ func (c *Coordinator) reconcile(ctx context.Context) error {
 		if !bus.Sleep(ctx, c.grace()/2) {
 			return context.Cause(ctx)
 		}
+		for _, r := range c.allRunners() {
+			r.dropLarge(ctx)
+		}
 		if mutant.Off(mutant.Reconcile) {
 			continue
 		}

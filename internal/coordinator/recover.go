@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
@@ -169,11 +170,15 @@ func (c *Coordinator) forget(id protocol.JobID) {
 	delete(c.roots, id)
 }
 
-// pokeAll makes every runner look again.
-func (c *Coordinator) pokeAll() {
+func (c *Coordinator) allRunners() []*runner {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, r := range c.runners {
+	return slices.Collect(maps.Values(c.runners))
+}
+
+// pokeAll makes every runner look again.
+func (c *Coordinator) pokeAll() {
+	for _, r := range c.allRunners() {
 		r.poke()
 	}
 }

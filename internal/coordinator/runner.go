@@ -32,6 +32,8 @@ type runner struct {
 	cursor    protocol.Cursor // as stored; written by the goroutine of run, with storing held
 	cursorSeq uint64          // guarded by storing
 
+	large largeShards // published as objects by this leader
+
 	spanEvery atomic.Uint64 // one shard in so many gets a span; changes only between feeds
 }
 
@@ -314,6 +316,7 @@ func (r *runner) end(ctx context.Context, final protocol.State, reason string) e
 		return err
 	}
 	r.c.dropCheckpoint(ctx, r.id)
+	r.dropLarge(ctx)
 	r.log.Info("job has ended", "job", r.id, "state", final, "reason", reason, "files", stats.FilesCopied, "bytes", stats.BytesCopied, "failures", stats.Failures())
 	r.c.publishEvent(r.id, true)
 	r.c.pokeAll() // a queued job may have waited for this one

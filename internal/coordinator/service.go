@@ -52,6 +52,8 @@ func (c *Coordinator) Submit(ctx context.Context, q protocol.SubmitRequest) (pro
 	if refused != nil {
 		return protocol.SubmitReply{}, refused
 	}
+	c.placing.RLock()
+	defer c.placing.RUnlock()
 	recs, missing, err := c.place(ctx, 0, q.Files)
 	if err != nil {
 		return protocol.SubmitReply{}, err
@@ -135,6 +137,8 @@ func (c *Coordinator) Append(ctx context.Context, q protocol.AppendRequest) (pro
 	case q.From != rec.Files && len(q.Files) > 0:
 		return protocol.SubmitReply{}, fault.New(fault.Invalid, "job %s has %d control files, the next cannot be number %d", q.Job, rec.Files, q.From)
 	}
+	c.placing.RLock()
+	defer c.placing.RUnlock()
 	recs, missing, err := c.place(ctx, rec.Files, q.Files)
 	if err != nil || len(missing) > 0 {
 		return protocol.SubmitReply{Job: q.Job, Missing: missing}, err
@@ -307,7 +311,10 @@ func (c *Coordinator) Drop(ctx context.Context, q protocol.JobRequest) (protocol
 	if !v.State.Final() {
 		return v, fault.Hinted(fault.Invalid, "cancel it first", "job %s is %s", q.Job, v.State)
 	}
-	return v, c.erase(ctx, q.Job, true)
+	if err := c.erase(ctx, q.Job, true); err != nil {
+		return v, err
+	}
+	return v, c.sweepObjects(ctx)
 }
 
 // erase removes what streams hold of an ended job, and with record the job itself.

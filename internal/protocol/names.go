@@ -153,6 +153,16 @@ func FailureObject(job JobID, p Phase, n, sequence uint64, delivery uint32) stri
 	return fmt.Sprintf("failure/%s/%d/%d/%d-%d", job, p, n, sequence, delivery)
 }
 
+// JobOfObject is the job that an object belongs to: of a shard or of failures.
+// Uploaded files belong to all jobs that name them.
+func JobOfObject(name string) (JobID, bool) {
+	f := strings.Split(name, "/")
+	if len(f) < 2 || f[0] != "shard" && f[0] != "failure" {
+		return "", false
+	}
+	return JobID(f[1]), true
+}
+
 // FileObject is the object of an uploaded control or meta file, by digest.
 func FileObject(digest string) string { return "file/" + digest }
 
