@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
 // KV is a bucket of keys with revisions. Its methods may be called concurrently.
@@ -177,7 +179,10 @@ func (o *Objects) forget(ctx context.Context, name string) error {
 	var is struct {
 		Deleted bool `json:"deleted"`
 	}
-	if json.Unmarshal(m.Data, &is) != nil || !is.Deleted {
+	if err := json.Unmarshal(m.Data, &is); err != nil {
+		return &fault.Error{Kind: fault.Corrupt, Op: "read object", Path: name, Err: err}
+	}
+	if !is.Deleted {
 		return nil // stored again meanwhile
 	}
 	return o.bus.Purge(ctx, stream, subject, m.Sequence)
