@@ -27,8 +27,7 @@ func (c *Cluster) leadWith(name string, change func(*coordinator.Config)) *Stand
 	s := c.StartStandby(name, change)
 	<-s.Coordinator.Led()
 	for {
-		v, err := c.Workers(c.t.Context())
-		if err == nil && v.Leader == name {
+		if c.leads() == name {
 			return s
 		}
 	}

@@ -134,11 +134,11 @@ func (s *storm) newLeader() {
 	s.t.Helper()
 	s.coordinator()
 	for {
-		v, err := s.Workers(s.t.Context())
+		name := s.leads()
 		s.mu.Lock()
-		l := s.live[v.Leader]
+		l := s.live[name]
 		s.mu.Unlock()
-		if err == nil && l != nil {
+		if l != nil {
 			s.leader = l
 			return
 		}

@@ -40,7 +40,7 @@ func (c *Coordinator) reconcile(ctx context.Context) error {
 		for _, r := range c.allRunners() {
 			r.dropLarge(ctx)
 		}
-		if mutant.Off(mutant.Reconcile) {
+		if !c.leads() || mutant.Off(mutant.Reconcile) {
 			continue
 		}
 		for id, suspects := range c.unheardOf() {
