@@ -108,8 +108,10 @@ func TestShardsThatExceedThePayloadGoByObject(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	for { // shards go with their results
-		left, err := objects.List(t.Context())
+		left, err := objects.List(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}

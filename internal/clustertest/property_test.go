@@ -111,7 +111,7 @@ func (s *storm) coordinator() *lead {
 		s.mu.Lock()
 		s.over = true
 		s.mu.Unlock()
-		cold.melt()
+		cold.thaw()
 	})
 	s.mu.Lock()
 	s.live[l.Name] = l

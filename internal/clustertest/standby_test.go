@@ -51,14 +51,6 @@ func (f *frost) freeze() {
 func (f *frost) thaw() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	close(f.thawed)
-	f.thawed = nil
-}
-
-// melt is thaw where it may not be frozen.
-func (f *frost) melt() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.thawed != nil {
 		close(f.thawed)
 		f.thawed = nil

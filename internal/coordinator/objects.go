@@ -2,9 +2,6 @@ package coordinator
 
 import (
 	"context"
-	"maps"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/protocol"
@@ -15,37 +12,11 @@ import (
 // files that submitters uploaded. A shard's object goes once the shard is
 // answered; the rest, and what a leader that died left, once no job needs it.
 
-// largeShards are the shards of a job whose objects are to be removed.
-type largeShards struct {
-	mu  sync.Mutex
-	ids map[shardID]struct{} // guarded by mu
-}
-
-func (l *largeShards) add(id shardID) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ids == nil {
-		l.ids = map[shardID]struct{}{}
-	}
-	l.ids[id] = struct{}{}
-}
-
-func (l *largeShards) remove(id shardID) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.ids, id)
-}
-
-func (l *largeShards) all() []shardID {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Collect(maps.Keys(l.ids))
-}
-
 // dropLarge removes the objects of answered shards. What cannot be removed now is
 // tried again, at the latest when the job is erased.
 func (r *runner) dropLarge(ctx context.Context) {
-	for _, id := range r.large.all() {
+	for key := range r.large.Range {
+		id, _ := key.(shardID) // nothing else is put there
 		answered := false
 		r.c.view(func(t state.Tx) {
 			j, _ := t.Job(r.id)
@@ -58,7 +29,7 @@ func (r *runner) dropLarge(ctx context.Context) {
 			r.log.Debug("object of an answered shard stays for now", "job", r.id, "phase", id.phase, "shard", id.n, "error", err)
 			return
 		}
-		r.large.remove(id)
+		r.large.Delete(id)
 	}
 }
 

@@ -25,7 +25,6 @@ func TestObjectsThatNoJobNeedsAreRemoved(t *testing.T) {
 	c, _, stop := lead(t, b, func(cfg *Config) {
 		cfg.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load()) * time.Second) }
 	})
-	defer stop()
 	c.update(func(t state.Tx) {
 		t.PutFile(state.File{Job: "runs", Record: protocol.FileRecord{Object: "file/named"}})
 	})
@@ -61,6 +60,7 @@ func TestObjectsThatNoJobNeedsAreRemoved(t *testing.T) {
 	left("files while somebody submits", "failure/runs/2/0/1-1", "file/free", "file/named", "shard/runs/2/0")
 	c.placing.RUnlock()
 	left("files that nobody names", "failure/runs/2/0/1-1", "file/named", "shard/runs/2/0")
+	stop() // nothing renews its lease any more
 	c.leadsUntil.Store(0)
 	c.update(func(t state.Tx) { t.DropJob("runs") })
 	left("by one that leads no more", "failure/runs/2/0/1-1", "file/named", "shard/runs/2/0")

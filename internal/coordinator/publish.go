@@ -206,7 +206,7 @@ func (r *runner) pack(ctx context.Context, cut *shard.Cut) (ready, error) {
 		if err := r.c.objects.PutBytes(ctx, name, data); err != nil {
 			return ready{}, err
 		}
-		r.large.add(shardID{r.id, p, m.GetN()})
+		r.large.Store(shardID{r.id, p, m.GetN()}, nil)
 		item.msg.Header[protocol.HeaderObject] = []string{name}
 		item.msg.Data = nil
 	}

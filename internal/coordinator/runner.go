@@ -32,7 +32,7 @@ type runner struct {
 	cursor    protocol.Cursor // as stored; written by the goroutine of run, with storing held
 	cursorSeq uint64          // guarded by storing
 
-	large largeShards // published as objects by this leader
+	large sync.Map // shardID: shards of which this leader made objects that still stand
 
 	spanEvery atomic.Uint64 // one shard in so many gets a span; changes only between feeds
 }
