@@ -101,9 +101,9 @@ func (r *runner) recount() {
 		if cur.Phase != 0 {
 			row.Published, row.Sealed = cur.Next, cur.Done
 			t.PutPhase(row)
-			j.CutBytes = cur.Bytes
-			t.PutJob(j)
 		}
+		j.CutBytes = cur.Bytes // also of a cursor made anew, whose phases may all be complete
+		t.PutJob(j)
 		for o := range t.OpenOf(r.id) {
 			if o.Phase != cur.Phase || o.N >= cur.Next || row.Done.Has(o.N) {
 				t.Close(r.id, o.Phase, o.N)
