@@ -33,7 +33,7 @@ build: ## build the commands into bin/
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 
 test: ## run all tests under the race detector; needs neither Docker nor network
-	$(GO) test -race -timeout 15m $(TESTFLAGS) ./...
+	$(GO) test -race -timeout 25m $(TESTFLAGS) ./...
 
 race: ## run all tests three times under the race detector, in random order
 	$(GO) test -race -timeout 45m -count 3 -shuffle on $(TESTFLAGS) ./...
@@ -98,44 +98,47 @@ generate-check: generate ## fail if generated code is not what its sources give
 clean: ## remove what the other targets built
 	rm -rf bin dist coverage
 
-# The C library. Its interface is LIBMAJOR; what is added to it counts LIBMINOR up.
+# The C library. Its interface is LIBMAJOR; what is added to it counts LIBMINOR up, and
+# gets a node of that version in the map.
 LIBMAJOR := 1
-LIBMINOR := 0.0
+LIBMINOR := 1.0
 LIBVERSION := $(LIBMAJOR).$(LIBMINOR)
 DIST    ?= dist
 PREFIX  ?= /usr/local
 LIBDIR  ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 LIBSRC := cmd/libfsbackup
+LIBLDFLAGS := $(LDFLAGS) -X main.libVersion=$(LIBVERSION)
 # The tag has the library look after its host's signals and limits as it is loaded.
 GOLIB := CGO_ENABLED=1 $(GO) build -tags libfsbackup -trimpath -buildvcs=false $(LIBFLAGS)
 
 lib: ## build the C library, shared and static, into DIST (dist/); needs gcc
 	@mkdir -p $(DIST)
-	$(GOLIB) -buildmode=c-shared -ldflags '$(LDFLAGS) -extldflags "-Wl,-soname,libfsbackup.so.$(LIBMAJOR) -Wl,--version-script=$(CURDIR)/$(LIBSRC)/fsbackup.map"' \
+	$(GOLIB) -buildmode=c-shared -ldflags '$(LIBLDFLAGS) -extldflags "-Wl,-soname,libfsbackup.so.$(LIBMAJOR) -Wl,--version-script=$(CURDIR)/$(LIBSRC)/fsbackup.map"' \
 		-o $(DIST)/libfsbackup.so.$(LIBVERSION) ./$(LIBSRC)
 	ln -sf libfsbackup.so.$(LIBVERSION) $(DIST)/libfsbackup.so.$(LIBMAJOR)
 	ln -sf libfsbackup.so.$(LIBMAJOR) $(DIST)/libfsbackup.so
-	$(GOLIB) -buildmode=c-archive -ldflags '$(LDFLAGS)' -o $(DIST)/all.a ./$(LIBSRC)
-	sed -n 's/^ *\([A-Z][A-Za-z]*\|fsbackup_\*\);$$/\1/p' $(LIBSRC)/fsbackup.map > $(DIST)/exports
+	$(GOLIB) -buildmode=c-archive -ldflags '$(LIBLDFLAGS)' -o $(DIST)/all.a ./$(LIBSRC)
+	sed -n 's/^ *\([A-Z][A-Za-z]*\|fsbackup_[a-z_]*\);$$/\1/p' $(LIBSRC)/fsbackup.map > $(DIST)/exports
 	$(LD) -r -d -o $(DIST)/fsbackup.o --whole-archive $(DIST)/all.a
 	objcopy --wildcard --keep-global-symbols=$(DIST)/exports $(DIST)/fsbackup.o
 	rm -f $(DIST)/libfsbackup.a
 	$(AR) rcs $(DIST)/libfsbackup.a $(DIST)/fsbackup.o
 	@rm -f $(DIST)/all.a $(DIST)/all.h $(DIST)/exports $(DIST)/fsbackup.o $(DIST)/libfsbackup.so.$(basename $(LIBVERSION)).h
-	cp include/fsbackup.h $(DIST)/
-	sed 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(LIBVERSION)|' $(LIBSRC)/fsbackup.pc.in > $(DIST)/fsbackup.pc
+	cp include/fsbackup.h include/fsbackup.hpp $(DIST)/
+	sed 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(LIBVERSION)|; s|@COMMIT@|$(VERSION)|' $(LIBSRC)/fsbackup.pc.in > $(DIST)/fsbackup.pc
 
 # Builds nothing: what was built as a user is installed as root.
-install: ## install what `make build lib` built below DESTDIR and PREFIX (/usr/local)
+install: ## install what `make build lib` built below DESTDIR and PREFIX (/usr/local); COMPAT=1 adds libBackup.so
 	@test -e $(DIST)/libfsbackup.a || { echo "install: nothing is built: run make build lib"; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
 	for c in $(COMMANDS); do if [ -e bin/$$c ]; then install -m 755 bin/$$c $(DESTDIR)$(PREFIX)/bin/; fi; done
 	install -m 755 $(DIST)/libfsbackup.so.$(LIBVERSION) $(DESTDIR)$(LIBDIR)/
 	cp -P $(DIST)/libfsbackup.so.$(LIBMAJOR) $(DIST)/libfsbackup.so $(DESTDIR)$(LIBDIR)/
+	$(if $(filter 1 yes,$(COMPAT)),ln -sf libfsbackup.so.$(LIBMAJOR) $(DESTDIR)$(LIBDIR)/libBackup.so)
 	install -m 644 $(DIST)/libfsbackup.a $(DESTDIR)$(LIBDIR)/
 	install -m 644 $(DIST)/fsbackup.pc $(DESTDIR)$(LIBDIR)/pkgconfig/
-	install -m 644 $(DIST)/fsbackup.h $(DESTDIR)$(INCLUDEDIR)/
+	install -m 644 $(DIST)/fsbackup.h $(DIST)/fsbackup.hpp $(DESTDIR)$(INCLUDEDIR)/
 
 image: ## build the container image IMAGE (fsbackup:latest) from static binaries
 	@rm -rf dist/image && mkdir -p dist/image

@@ -91,10 +91,13 @@ FSBACKUP_API int Enqueue(void *backupHandle, const char *backupControlFile);
 /* Begins, and returns while the work goes on. Once per instance. */
 FSBACKUP_API int Start(void *backupHandle);
 
-/* BACKUP_COMPLETED, BACKUP_INPROGRESS or BACKUP_FAILED; the last also before Start. */
+/*
+ * BACKUP_COMPLETED, BACKUP_INPROGRESS or BACKUP_FAILED. In progress from
+ * CreateBackupInst on; failed only after a Start or a job that failed.
+ */
 FSBACKUP_API int GetStatus(void *backupHandle);
 
-/* The figures as they are now; zeros where there are none. */
+/* The figures as they are now. Before the files are read, what their headers announce. */
 FSBACKUP_API void GetStats(void *backupHandle, BackupStatistics *backupStats);
 
 /* Stops what still runs, within a second, and frees the instance. */
@@ -102,8 +105,11 @@ FSBACKUP_API void DestroyBackupInst(void *backupHandle);
 
 /* ---- What it lacks -------------------------------------------------------- */
 
-/* The library's version. Never NULL; belongs to the library. */
+/* The library's version, such as "1.1.0". Never NULL; belongs to the library. */
 FSBACKUP_API const char *fsbackup_version(void);
+
+/* The commit that the library was built from. Never NULL; belongs to the library. */
+FSBACKUP_API const char *fsbackup_commit(void);
 
 /*
  * Why the last call that failed in this thread failed, on one line; "" if none
@@ -118,7 +124,7 @@ FSBACKUP_API const char *fsbackup_last_error(void);
 FSBACKUP_API int fsbackup_set_option(void *handle, const char *name, const char *value);
 
 /*
- * Waits until the instance has ended, at most timeout_ms milliseconds, without
+ * Waits until the instance has ended or could not be started, at most timeout_ms milliseconds, without
  * limit if negative. Returns what GetStatus then returns.
  */
 FSBACKUP_API int fsbackup_wait(void *handle, int timeout_ms);

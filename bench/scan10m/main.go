@@ -37,6 +37,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	memory := fs.Int64("memory", 0, "the scanner's memory limit in bytes; 0 = its default")
 	previous := fs.String("previous", "", "output directory of the scan to compare with")
 	pending := fs.Bool("pending", false, "with -previous: it is also a pending one, so that three streams are joined")
+	destination := fs.Bool("destination", false, "with -previous: a destination that holds that scan is listed as well")
 	change := fs.Bool("change", false, "of a thousand files one has changed, one is new and one is gone")
 	if err := fs.Parse(args); err != nil {
 		return 64
@@ -70,6 +71,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	if *previous != "" {
 		cfg.Incremental, cfg.Committed = true, filepath.Join(*previous, "state", "entries.zst")
+		if *destination {
+			cfg.Destination, cfg.DestinationTree = *shape, &tree{shape: *shape, entries: *entries, perDir: t.perDir}
+			cfg.Settled = scanner.Time{Sec: 1 << 40}
+		}
 		if *pending {
 			cfg.Pending = []string{cfg.Committed}
 		}
@@ -84,9 +89,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "scan10m:", err)
 		return 70
 	}
-	fmt.Fprintf(stdout, "shape=%s dirs=%d files=%d groups=%d links=%d previous=%d new=%d modified=%d unchanged=%d gone=%d control_files=%d problems=%d walk=%.1fs total=%.1fs peak_rss=%dMiB\n",
+	fmt.Fprintf(stdout, "shape=%s dirs=%d files=%d groups=%d links=%d previous=%d new=%d modified=%d unchanged=%d repaired=%d gone=%d control_files=%d problems=%d walk=%.1fs total=%.1fs peak_rss=%dMiB\n",
 		*shape, res.Dirs, res.Files(), res.Groups, res.Links,
-		res.PreviousEntries, res.New, res.Modified, res.Unchanged, res.GoneEntries, len(res.ControlFiles), res.ProblemCount,
+		res.PreviousEntries, res.New, res.Modified, res.Unchanged, res.Repaired, res.GoneEntries, len(res.ControlFiles), res.ProblemCount,
 		time.Duration(walked.Load()).Seconds(), time.Since(begin).Seconds(), peak>>10)
 	return 0
 }

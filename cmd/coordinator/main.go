@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ var version string
 
 type config struct {
 	Store      string           `help:"Directory for job files and, without --nats, for the embedded NATS server." default:"fsbackup-store" env:"FSBACKUP_STORE" placeholder:"DIR" type:"path"`
-	NATSListen string           `name:"nats-listen" help:"Address of the embedded NATS server." default:"127.0.0.1:4222" env:"FSBACKUP_NATS_LISTEN" placeholder:"HOST:PORT"`
+	NATSListen string           `name:"nats-listen" help:"Address of the embedded NATS server; default: ${listen}." env:"FSBACKUP_NATS_LISTEN" placeholder:"HOST:PORT"`
 	NATS       string           `name:"nats" help:"URL of an external NATS; without it one is embedded." env:"FSBACKUP_NATS_URL,FSBACKUP_NATS" placeholder:"URL"`
 	User       string           `name:"nats-user" help:"User that the embedded NATS server asks for." env:"FSBACKUP_NATS_USER"`
 	Password   string           `name:"nats-password" help:"Its password." env:"FSBACKUP_NATS_PASSWORD"`
@@ -47,7 +48,8 @@ type config struct {
 	QueueBytes int64            `name:"queue-bytes" help:"Bound of the queue of shards in bytes; a tenth of it is kept free." default:"268435456" env:"FSBACKUP_QUEUE_BYTES" placeholder:"N"`
 	HTTP       string           `name:"http" help:"Address of the HTTP API and of /metrics; empty: none." env:"FSBACKUP_HTTP" placeholder:"HOST:PORT"`
 	Name       string           `help:"Name of this coordinator; default: host name." default:"${host}" env:"FSBACKUP_NAME"`
-	Keep       time.Duration    `help:"How long results and failures of ended jobs are kept." default:"24h" env:"FSBACKUP_KEEP"`
+	Keep       time.Duration    `help:"How long ended jobs are kept, with their results and failures." default:"720h" env:"FSBACKUP_KEEP"`
+	KeepJobs   int              `help:"How many ended jobs are kept; the oldest go first." default:"10000" env:"FSBACKUP_KEEP_JOBS" placeholder:"N"`
 	Heartbeat  time.Duration    `help:"Pause between workers' heartbeats." default:"3s" env:"FSBACKUP_HEARTBEAT" group:"timing"`
 	Lease      time.Duration    `help:"Lease of a worker; shorter than the ack wait." default:"20s" env:"FSBACKUP_LEASE" group:"timing"`
 	AckWait    time.Duration    `help:"After how long a silent worker's shard is delivered again." default:"30s" env:"FSBACKUP_ACK_WAIT" group:"timing"`
@@ -56,6 +58,9 @@ type config struct {
 	LogFormat  string           `help:"Log format: text, json." default:"text" env:"FSBACKUP_LOG_FORMAT" enum:"text,json"`
 	Version    kong.VersionFlag `help:"Show the version."`
 }
+
+// defaultListen is where an embedded NATS server listens unless it is told.
+const defaultListen = "127.0.0.1:4222"
 
 // Validate, which the parser calls, holds the values against each other.
 func (c *config) Validate() error {
@@ -67,6 +72,9 @@ func (c *config) Validate() error {
 	if c.Heartbeat*3 > c.Lease {
 		bad("--lease %s must be at least three heartbeats of %s", c.Lease, c.Heartbeat)
 	}
+	if c.Keep <= 0 || c.KeepJobs < 1 {
+		bad("--keep must be more than 0 and --keep-jobs at least 1, or nobody learns how a job ended")
+	}
 	if c.Heartbeat < 10*time.Millisecond || c.Leader < time.Second {
 		bad("--heartbeat must be at least 10ms and --leader-lease at least 1s")
 	}
@@ -75,6 +83,9 @@ func (c *config) Validate() error {
 	}
 	if c.QueueBytes < 16<<20 {
 		bad("--queue-bytes must be at least %d", 16<<20)
+	}
+	if c.NATS != "" && c.NATSListen != "" {
+		bad("--nats (FSBACKUP_NATS_URL) names an external NATS, --nats-listen (FSBACKUP_NATS_LISTEN) asks for an embedded one: give one of them")
 	}
 	if err := protocol.CheckToken("--name", c.Name); err != nil {
 		errs = append(errs, err)
@@ -95,7 +106,7 @@ func start(args []string, getenv func(string) string, stdout, stderr io.Writer) 
 	}
 	cfg := config{}
 	host, _ := os.Hostname() // an empty one is refused by Validate
-	parser, err := kong.New(&cfg, kong.Name("coordinator"), kong.Writers(stdout, stderr), kong.Vars{"version": "coordinator " + version, "host": token(host)},
+	parser, err := kong.New(&cfg, kong.Name("coordinator"), kong.Writers(stdout, stderr), kong.Vars{"version": "coordinator " + version, "host": token(host), "listen": defaultListen},
 		kong.Description("Runs backup jobs on a cluster: takes control files, publishes shards for workers on NATS JetStream, folds their results. Stop it with SIGTERM; jobs go on where they were when it is started again on the same store."))
 	if err != nil {
 		fmt.Fprintf(stderr, "coordinator: %v\n", err)
@@ -182,6 +193,7 @@ type server struct {
 	tel     *telemetry.Telemetry
 	log     *slog.Logger
 	handler atomic.Pointer[http.Handler] // of the coordinator as it is now; nil before the first
+	bus     atomic.Pointer[bus.Bus]      // as it is now; nil before the first
 }
 
 // run coordinates until ctx ends. An embedded NATS server that could not write its
@@ -216,21 +228,30 @@ func (s *server) session(ctx context.Context) error {
 		return err
 	}
 	defer free()
+	s.bus.Store(b)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	var failed <-chan struct{} // of a server that is embedded
 	if embedded != nil {
-		go func() {
-			select {
-			case <-embedded.Failed():
-				cancel(embedded.Err())
-			case <-ctx.Done():
-			}
-		}()
+		failed = embedded.Failed()
 	}
+	go func() {
+		select {
+		case <-failed:
+			cancel(embedded.Err())
+		case <-b.Closed():
+			cancel(b.Err())
+		case <-ctx.Done():
+		}
+	}()
 	for {
 		err := s.coordinate(ctx, b)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if errors.Is(err, bus.ErrClosed) {
+			<-b.Closed() // at any moment now
+			return b.Err()
 		}
 		if !fault.Is(err, fault.Stale) {
 			return err
@@ -243,7 +264,7 @@ func (s *server) session(ctx context.Context) error {
 func (s *server) coordinate(ctx context.Context, b *bus.Bus) error {
 	cfg := s.cfg
 	c, err := s.prepare(ctx, coordinator.Config{
-		Name: cfg.Name, Bus: b, Layout: bus.Layout{Replicas: cfg.Replicas, MaxBytes: cfg.QueueBytes}, Dir: filepath.Join(cfg.Store, "coordinator"), Keep: cfg.Keep,
+		Name: cfg.Name, Bus: b, Layout: bus.Layout{Replicas: cfg.Replicas, MaxBytes: cfg.QueueBytes}, Dir: filepath.Join(cfg.Store, "coordinator"), Keep: cfg.Keep, KeepJobs: cfg.KeepJobs,
 		Timing: protocol.Timing{Heartbeat: cfg.Heartbeat, Lease: cfg.Lease, AckWait: cfg.AckWait, Leader: cfg.Leader},
 		Logger: s.log, Tracer: s.tel.Providers().TracerProvider, Meter: s.tel.Providers().MeterProvider, Version: version,
 	})
@@ -300,7 +321,7 @@ func connect(ctx context.Context, cfg config, tel *telemetry.Telemetry) (*bus.Bu
 	conn := bus.Config{URL: cfg.NATS, Name: "coordinator " + cfg.Name, Creds: cfg.Creds, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log, Patient: true}
 	stop := func() {}
 	if cfg.NATS == "" {
-		server, err := bus.StartServer(bus.ServerConfig{StoreDir: filepath.Join(cfg.Store, "nats"), Listen: cfg.NATSListen, Name: cfg.Name, User: cfg.User, Password: cfg.Password, Logger: log})
+		server, err := bus.StartServer(bus.ServerConfig{StoreDir: filepath.Join(cfg.Store, "nats"), Listen: cmp.Or(cfg.NATSListen, defaultListen), Name: cfg.Name, User: cfg.User, Password: cfg.Password, Logger: log})
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -348,9 +369,17 @@ func (s *server) addHTTP(ctx context.Context, g *run.Group) error {
 		}
 		(*h).ServeHTTP(w, r)
 	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		b, h := s.bus.Load(), s.handler.Load()
+		if b == nil || h == nil || !b.Connected() {
+			http.Error(w, "this coordinator has no connection to NATS now", http.StatusServiceUnavailable)
+			return
+		}
+		(*h).ServeHTTP(w, r)
+	})
 	mux.Handle("GET /metrics", s.tel.Handler())
 	hs := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	g.Add(func() error { return hs.Serve(l) }, func(error) { _ = hs.Close() }) // requests are short
-	s.log.Info("HTTP API", "address", addr)
+	s.log.Info("HTTP API", "address", l.Addr().String())
 	return nil
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -9,8 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/fsbackup/fsbackup/internal/client"
+	"github.com/fsbackup/fsbackup/internal/engine"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/history"
 	"github.com/fsbackup/fsbackup/internal/protocol"
@@ -44,23 +49,29 @@ type backupCmd struct {
 	Source      string `arg:"" help:"Directory to back up."`
 	Destination string `arg:"" help:"Directory to put it in; made if missing."`
 
-	Incremental       bool  `short:"i" help:"Copy only what changed since the last run, delete what is gone."`
+	Full              bool  `help:"Copy everything again, whatever the destination has." xor:"how"`
+	Incremental       bool  `short:"i" help:"What every run does: copy what changed or is wrong in the destination, delete what is gone." xor:"how"`
+	TrustHistory      bool  `help:"Do not look at the destination, for speed: take it to hold what the last runs left there." group:"state"`
+	Checksum          bool  `help:"Compare the contents of files that the destination had before the first run; without, size and time decide." group:"job"`
 	DryRun            bool  `short:"n" help:"Only say what would be done."`
 	List              bool  `help:"With --dry-run, also list each entry."`
-	NoState           bool  `help:"Keep nothing from this run: the next one is a full one." group:"state"`
+	NoState           bool  `help:"Keep nothing from this run: the next one knows only what the destination shows." group:"state"`
 	KeepScans         int   `help:"Scans to keep, for restores of parts." default:"3" placeholder:"N" group:"state"`
 	MaxDelete         limit `help:"Stop where more would be deleted: a number, or a percentage of what is there." default:"25%" placeholder:"N|P%" group:"guards"`
 	TrustMtime        bool  `help:"Take the contents of a file as unchanged if its size and modification time are; without, they are compared where only metadata seems to have changed." group:"job"`
-	DeleteExcluded    bool  `help:"Delete from the destination what is now excluded." group:"guards"`
-	AcceptSource      bool  `help:"Go on although the source is another directory or file system than last time." group:"guards"`
-	AcceptDestination bool  `help:"Go on, with a full backup, although the destination is not the one of last time." group:"guards"`
+	DeleteExcluded    bool  `help:"Delete from the destination what is excluded." group:"guards"`
+	DeleteExtra       bool  `help:"Delete from the destination what the source does not have and no run has put there." group:"guards"`
+	ReplaceDirs       bool  `help:"Replace a directory that stands in the way of a file or link, with all that is in it." group:"guards"`
+	AcceptSource      bool  `help:"Go on although the source is another directory or file system than last time, or lacks mounts that it had." group:"guards"`
+	AcceptDestination bool  `help:"Go on although the destination is not the one of last time: compare with what it holds." group:"guards"`
 	stateFlags
 	localFlags
+	clusterFlags
 	scanFlags
 	jobFlags
 }
 
-// Run scans and runs the job on a cluster of one.
+// Run scans and runs the job, on a cluster of one or on that which is named.
 func (c backupCmd) Run(a *app) error {
 	var err error
 	if c.Source, err = absolute(c.Source); err != nil {
@@ -71,6 +82,14 @@ func (c backupCmd) Run(a *app) error {
 	}
 	if err := checkRoots(c.Source, c.Destination); err != nil {
 		return err
+	}
+	if c.DeleteExtra && c.TrustHistory {
+		return fault.New(fault.Invalid, "--delete-extra has to look at the destination, which --trust-history leaves out: leave out one of both")
+	}
+	if !c.DryRun {
+		if err := c.reach(a); err != nil {
+			return err
+		}
 	}
 	if c.NoState {
 		return c.withoutState(a)
@@ -88,10 +107,10 @@ func (c backupCmd) Run(a *app) error {
 	return b.run()
 }
 
-// withoutState is a full backup that leaves nothing behind.
+// withoutState compares with what the destination shows, and leaves nothing behind.
 func (c backupCmd) withoutState(a *app) error {
-	if c.Incremental {
-		return fault.New(fault.Invalid, "--incremental needs the state that --no-state does not keep")
+	if c.TrustHistory {
+		return fault.New(fault.Invalid, "--trust-history needs the state that --no-state does not keep: leave out one of both")
 	}
 	dir, free, err := tempDir(a)
 	if err != nil {
@@ -100,32 +119,68 @@ func (c backupCmd) withoutState(a *app) error {
 	defer free()
 	c.InMemory = true
 	p := newProgress(a.stderr, c.Quiet || c.JSON)
-	cfg := c.config(c.Source, filepath.Join(dir, "scan"))
+	cfg := c.scanConfig(filepath.Join(dir, "scan"))
 	cfg.Logger, cfg.Progress = a.log, p.scan
 	cfg.ExcludePaths = []string{c.Destination, dir}
+	var changes []scanner.Change
+	if c.DryRun && c.List {
+		cfg.OnChange = func(ch scanner.Change) { changes = append(changes, ch) }
+	}
 	res, err := scanner.Scan(a.ctx, cfg)
 	p.done()
 	if err != nil {
 		return err
 	}
 	if c.DryRun {
-		return c.preview(a, res, nil)
+		return c.preview(a, res, changes)
 	}
-	v, err := c.execute(a, dir, localJob{id: client.NewJobID(now()), spec: c.jobSpec(res), files: controlFiles(res)}, p)
-	if err != nil {
+	if err := c.guardDeletes(res); err != nil {
 		return err
+	}
+	j := localJob{id: client.NewJobID(now()), spec: c.jobSpec(res, false), files: controlFiles(res), scan: res}
+	v := nothingToDo(j)
+	if len(res.ControlFiles) > 0 {
+		if v, err = c.execute(a, dir, j, p); err != nil {
+			return err
+		}
 	}
 	return c.conclude(a, v, res)
 }
 
-func (c backupCmd) jobSpec(res *scanner.Result) protocol.JobSpec {
+// scanConfig returns how the source is scanned and compared, without history.
+func (c backupCmd) scanConfig(out string) scanner.Config {
+	cfg := c.config(c.Source, out)
+	cfg.Incremental, cfg.DeleteExcluded, cfg.DeleteExtra, cfg.ReplaceDirs = !c.Full, c.DeleteExcluded, c.DeleteExtra, c.ReplaceDirs
+	cfg.NoMeta, cfg.Checksum = c.NoMeta, c.Checksum
+	if fi, err := os.Stat(c.Destination); err == nil && fi.IsDir() {
+		cfg.Destination = c.Destination
+	}
+	return cfg
+}
+
+// nothingToDo is the job of a run that finds everything as it should be.
+func nothingToDo(j localJob) protocol.JobView {
+	return protocol.JobView{ID: j.id, State: protocol.StateCompleted, Status: protocol.StateCompleted.Status(), Answered: true, Spec: j.spec}
+}
+
+// execute has a job done by the cluster that is named, or by one of this process.
+func (c backupCmd) execute(a *app, dir string, j localJob, p *progress) (protocol.JobView, error) {
+	return execute(a, c.localFlags, c.clusterFlags, dir, j, p)
+}
+
+// jobSpec returns the job of a scan. known says that it was compared with a history.
+func (c backupCmd) jobSpec(res *scanner.Result, known bool) protocol.JobSpec {
 	spec := c.spec(c.Source, c.Destination)
 	spec.Meta = res.MetaDir
 	// What is excluded is still in the source, which otherwise keeps it.
 	spec.DeleteUnchecked = c.DeleteExcluded
 	// A new owner or mode and contents that were changed with their time put
-	// back look alike in a stat.
-	spec.CheckContents = !c.TrustMtime
+	// back look alike in a stat. Where nothing is known of the copies, size and time
+	// are to decide.
+	spec.CheckContents = !c.TrustMtime && (known || c.Checksum)
+	spec.DeleteEmpty, spec.SpareDirs = true, !c.ReplaceDirs
+	// What stands in the way of something else has to go first.
+	spec.DeleteBefore = spec.DeleteBefore || res.InWay > 0
 	return spec
 }
 
@@ -144,6 +199,10 @@ type backup struct {
 	app      *app
 	pair     *history.Pair
 	progress *progress
+	mounts   []string // mount points below the source
+	noLinks  bool     // the destination is known to refuse hard links
+	ending   bool     // what an interrupted run has left is to be ended
+	distrust string   // why the destination is looked at although history was to be trusted
 }
 
 func (b *backup) run() error {
@@ -178,19 +237,24 @@ func (b *backup) run() error {
 		return err
 	}
 	keep = true
-	id := client.NewJobID(now())
-	if err := scan.MarkPending(id, res); err != nil {
+	spec := b.jobSpec(res, b.pair.Committed() != "")
+	spec.ExpectTargets = !res.Listed && b.pair.Committed() != ""
+	j := localJob{id: client.NewJobID(now()), spec: spec, files: controlFiles(res), scan: res, refused: scan.Discard}
+	j.ended = func(cl *client.Client, v protocol.JobView) error { return b.settle(cl, scan, v, res) }
+	scan.Cluster, scan.Options, scan.Mounts, scan.By = b.NATS != "", b.options(), b.mounts, b.means()
+	scan.By.LinksCopied = b.noLinks // until a run by other means finds that they can be made
+	scan.Settled = res.Settled
+	scan.Settles = res.Listed || b.pair.Committed() == ""
+	if err := scan.MarkPending(j.id, res); err != nil {
 		return err
 	}
-	var v protocol.JobView
+	v := nothingToDo(j)
 	if len(res.ControlFiles) == 0 {
-		v = protocol.JobView{ID: id, State: protocol.StateCompleted, Status: protocol.StateCompleted.Status(), Spec: b.jobSpec(res)}
-		err = b.pair.Commit(scan, nil, now())
+		err = b.pair.Commit(scan, nil, now(), false, endingOf(scan.By, v, res))
 	} else {
-		v, err = b.execute(b.app, cluster, localJob{
-			id: id, spec: b.jobSpec(res), files: controlFiles(res),
-			ended: func(cl *client.Client, v protocol.JobView) error { return b.settle(cl, scan, v) },
-		}, b.progress)
+		stop := b.live()
+		v, err = b.execute(b.app, cluster, j, b.progress)
+		stop()
 	}
 	if err != nil {
 		return err
@@ -198,27 +262,94 @@ func (b *backup) run() error {
 	if _, err := b.pair.Prune(b.KeepScans); err != nil {
 		return err
 	}
+	if b.distrust != "" && !b.Quiet {
+		fmt.Fprintf(b.app.stderr, "the destination was looked at all the same: %s\n", b.distrust)
+	}
+	if spec.ExpectTargets && !b.Quiet && slices.ContainsFunc(v.Warnings, func(w protocol.Warning) bool { return w.Kind == engine.WarnUnexpected }) {
+		fmt.Fprintln(b.app.stderr, "the destination is not what history says: run it once more, which looks at all of it")
+	}
 	return b.conclude(b.app, v, res)
 }
 
-// scan scans, against what is known if asked to.
+// means says by what rights and with which options this run writes. The last part is
+// known when its job has ended.
+func (b *backup) means() history.Ending {
+	rights := ownRights()
+	if b.NATS != "" {
+		rights = "those of the cluster's workers"
+	}
+	return history.Ending{
+		Means:       fmt.Sprintf("%s, metadata %v, replace %s", rights, !b.NoMeta, b.Replace),
+		NoMeta:      b.NoMeta,
+		KeptTargets: b.Replace != "always", Lossy: b.NoMeta || b.Replace != "always",
+	}
+}
+
+// endingOf completes it.
+func endingOf(by history.Ending, v protocol.JobView, res *scanner.Result) history.Ending {
+	if res == nil { // of an interrupted run
+		by.Lossy = true
+		res = &scanner.Result{}
+	}
+	by.LinksCopied = by.LinksCopied || v.Stats.LinksCopied > 0
+	by.Lossy = by.Lossy || v.Stats.Skipped > v.Stats.SkippedDeletes || len(v.Warnings) > 0 || len(res.Lacking) > 0
+	lost := func(kind string) bool {
+		return kind == scanner.LackAttrs || strings.HasPrefix(kind, "acl-") || strings.HasPrefix(kind, "xattr-")
+	}
+	by.AttrsLost = slices.ContainsFunc(v.Warnings, func(w protocol.Warning) bool { return lost(w.Kind) }) ||
+		slices.ContainsFunc(res.Lacking, func(l scanner.Lacking) bool { return lost(l.Kind) })
+	return by
+}
+
+// options renders what the job depends on. An interrupted run is gone on with only
+// if it is asked for the same.
+func (b *backup) options() string {
+	c := b.backupCmd
+	c.localFlags, c.clusterFlags, c.stateFlags = localFlags{}, clusterFlags{}, stateFlags{}
+	c.Source, c.Destination, c.Incremental, c.KeepScans, c.Name, c.Priority = "", "", false, 0, "", 0
+	c.Threads, c.Memory, c.MaxWorkers, c.ScanWorkers, c.ScanMemory, c.DryRun, c.List = 0, 0, 0, 0, 0, false, false
+	c.AcceptSource, c.AcceptDestination, c.MaxDelete = false, false, limit{}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%+v", c))
+	return hex.EncodeToString(sum[:8])
+}
+
+// scan scans, against what is known and what the destination has.
 func (b *backup) scan() (*history.Scan, *scanner.Result, []scanner.Change, error) {
 	pending, err := b.pair.Pending()
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	incremental := b.Incremental && b.pair.Committed() != ""
-	if b.Incremental && !incremental && !b.Quiet {
-		fmt.Fprintln(b.app.stderr, "no finished run is known of this source and destination: this is a full backup")
-	}
-	scan, err := b.pair.Begin(now(), incremental)
+	known := b.pair.Committed() != ""
+	scan, err := b.pair.Begin(now(), known && !b.Full)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	cfg := b.config(b.Source, scan.Dir)
+	cfg := b.scanConfig(scan.Dir)
 	cfg.Logger, cfg.Progress = b.app.log, b.progress.scan
 	cfg.ExcludePaths = []string{b.Destination, b.pair.Dir}
-	cfg.Incremental, cfg.Committed, cfg.DeleteExcluded = incremental, b.pair.Committed(), b.DeleteExcluded
+	last := b.pair.Last()
+	if cfg.Committed = b.pair.Committed(); known {
+		if began := b.pair.Began(); !began.IsZero() {
+			cfg.KnownSince = scanner.Time{Sec: began.Unix(), Nsec: uint32(began.Nanosecond())}
+		}
+		same := last.Means == b.means().Means
+		cfg.Settled, cfg.Gaps, cfg.SameMeans, cfg.KeptTargets, cfg.CheckAttrs = last.Settled, last.Gaps, same, last.KeptTargets, last.AttrsLost
+		if last.NoMeta && !b.NoMeta {
+			cfg.Settled = scanner.Time{Nsec: 1} // it has not looked at what this run is to mend
+		}
+		cfg.NoLinks = same && last.LinksCopied
+		b.noLinks = cfg.NoLinks
+		switch {
+		case cfg.Destination == "" && !b.TrustHistory && !b.Quiet:
+			fmt.Fprintln(b.app.stderr, "the destination is not there to be looked at: it is taken to hold what the last runs left in it")
+		case !b.TrustHistory:
+		case last.Lossy:
+			b.distrust = "copies of the last run may lack something"
+		default:
+			cfg.Destination = ""
+		}
+	}
+	cfg.KeepsTargets = b.Replace != "always"
 	for _, s := range pending {
 		cfg.Pending = append(cfg.Pending, s.StateFile())
 	}
@@ -234,61 +365,120 @@ func (b *backup) scan() (*history.Scan, *scanner.Result, []scanner.Change, error
 	return scan, res, changes, nil
 }
 
-// settle commits what a job has done and forgets the job. A job that did not
-// come to its end stays pending.
-func (b *backup) settle(cl *client.Client, scan *history.Scan, v protocol.JobView) error {
-	if v.State == protocol.StateCancelled || v.Stats.FilesRefused > 0 {
-		return nil
+// settle commits what an ended job has done, and forgets the job. What has no
+// accepted result stays unknown, and is done by the next run: that the job's
+// record tells, whatever its state. Where it cannot be told which entries failed
+// or were not attempted, the scan stays pending, and the next run looks at all
+// that it has.
+//
+// res is nil where another run has made the scan.
+func (b *backup) settle(cl *client.Client, scan *history.Scan, v protocol.JobView, res *scanner.Result) error {
+	err := b.pair.Commit(scan, cl.Undone(b.app.ctx, v), now(), true, endingOf(scan.By, v, res))
+	if errors.Is(err, client.ErrUndoneUnknown) {
+		b.app.log.Warn("the next run looks at everything", "error", err)
+		err = scan.ForgetJob()
 	}
-	failed := func(yield func(scanner.Failed, error) bool) {
-		stopped := errors.New("no more are wanted")
-		err := cl.Failures(b.app.ctx, v.ID, func(f protocol.FailureView) error {
-			path := f.Path
-			if len(f.PathBytes) > 0 {
-				path = string(f.PathBytes)
-			}
-			if !yield(scanner.Failed{Path: strings.Trim(path, "/"), Delete: f.Phase == protocol.PhaseDelete}, nil) {
-				return stopped
-			}
-			return nil
-		})
-		if err != nil && !errors.Is(err, stopped) {
-			yield(scanner.Failed{}, err)
-		}
-	}
-	if err := b.pair.Commit(scan, failed, now()); err != nil {
+	if err != nil || scan.Cluster { // others may want to look at the job
 		return err
 	}
-	_, err := cl.Drop(b.app.ctx, v.ID)
+	_, err = cl.Drop(b.app.ctx, v.ID)
 	return err
 }
 
-// resume follows the job that an interrupted run left to its end.
+// resume follows the job that an interrupted run left to its end. A run that is asked
+// for something else ends it instead, and plans anew.
 func (b *backup) resume(cluster string) error {
 	pending, err := b.pair.Pending()
 	if err != nil || len(pending) == 0 {
 		return err
 	}
 	last := pending[len(pending)-1]
-	if last.Job == "" || !left(cluster) {
+	if last.Job == "" || !last.Cluster && !left(cluster) {
 		return nil
+	}
+	if last.Cluster && b.NATS == "" {
+		return fault.Hinted(fault.Unsafe, "follow it with --nats URL as before, or end it: fsbackup scans reset --nats URL SOURCE DESTINATION (with --abandon if that cluster is gone for good)", "job %s of an earlier run may still be at work on its cluster", last.Job)
+	}
+	where := b.clusterFlags
+	if !last.Cluster {
+		where = clusterFlags{}
+	}
+	// A job waits for the mounts that it began with.
+	other, moved := last.Options != "" && last.Options != b.options(), !slices.Equal(last.Mounts, b.mounts)
+	j := localJob{
+		id: last.Job, spec: protocol.JobSpec{Source: b.Source, Destination: b.Destination}, resume: true, stop: b.ending || other || moved,
+		ended: func(cl *client.Client, v protocol.JobView) error { return b.settle(cl, last, v, nil) },
 	}
 	if !b.Quiet {
-		fmt.Fprintf(b.app.stderr, "an interrupted run is resumed: job %s\n", last.Job)
+		what := "is resumed"
+		switch {
+		case moved && !other:
+			what = "is ended, since other file systems are mounted in the source now"
+		case j.stop:
+			what = "is ended, since other options are given now"
+		}
+		fmt.Fprintf(b.app.stderr, "an interrupted run %s: job %s\n", what, last.Job)
 	}
-	spec := protocol.JobSpec{Source: b.Source, Destination: b.Destination}
-	v, err := b.execute(b.app, cluster, localJob{
-		id: last.Job, spec: spec, resume: true,
-		ended: func(cl *client.Client, v protocol.JobView) error { return b.settle(cl, last, v) },
-	}, b.progress)
+	// What was touched while nobody was at work is not to be taken for the job's. One on
+	// a cluster went on, and may have ended long ago. The last that it does is to remove
+	// its mark from the destination's root: where that shows, the root's time is its end.
+	if last.Cluster {
+		settle := j.ended
+		j.ended = func(cl *client.Client, v protocol.JobView) error {
+			if b.pair.Touched().After(v.Ended.Add(slack)) {
+				if err := last.Unwatched(v.Ended.Add(-slack), now().Add(time.Hour)); err != nil {
+					return err
+				}
+			}
+			return settle(cl, v)
+		}
+	} else if err := last.Unwatched(b.pair.Seen().Add(-slack), now().Add(slack)); err != nil {
+		return err
+	}
+	stop := b.live()
+	v, err := execute(b.app, b.localFlags, where, cluster, j, b.progress)
+	stop()
 	if fault.Is(err, fault.NotFound) {
 		// It was killed before the job was submitted: nothing was done.
-		return nil
+		return last.ForgetJob()
 	}
-	if err == nil && v.Failures > 0 && !b.Quiet {
+	if err == nil && !j.stop && v.Failures > 0 && !b.Quiet {
 		fmt.Fprintf(b.app.stderr, "the interrupted run ended: %s; what failed is tried again\n", v.Reason)
 	}
 	return err
+}
+
+const (
+	// liveEvery is the time between two signs of life of a run.
+	liveEvery = 500 * time.Millisecond
+	// slack is what a gap is taken to be longer than the signs of life say, on each side.
+	slack = 2 * time.Second
+)
+
+// live leaves signs of life until the returned function is called.
+func (b *backup) live() (stop func()) {
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(liveEvery)
+		defer tick.Stop()
+		for {
+			if err := b.pair.Live(); err != nil {
+				// Then more is looked at, should the run be interrupted.
+				b.app.log.Warn("a run leaves no sign of life", "error", err)
+				return
+			}
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return func() {
+		close(quit)
+		wg.Wait()
+	}
 }
 
 // left reports whether a cluster's directory has anything to resume.
@@ -300,6 +490,10 @@ func left(dir string) bool {
 // guardRoots stops where source or destination are not what they were: an
 // unmounted disk looks like an empty directory.
 func (b *backup) guardRoots() error {
+	var err error
+	if b.mounts, err = b.sourceMounts(); err != nil {
+		return err
+	}
 	src, dst := b.pair.Roots()
 	if src != nil && !b.AcceptSource {
 		if err := same(b.Source, *src, "source", "--accept-source"); err != nil {
@@ -309,12 +503,44 @@ func (b *backup) guardRoots() error {
 	if dst == nil {
 		return nil
 	}
-	err := same(b.Destination, *dst, "destination", "--accept-destination")
+	err = same(b.Destination, *dst, "destination", "--accept-destination")
 	if err == nil || !b.AcceptDestination {
 		return err
 	}
 	// Nothing is known of the new one.
 	return b.pair.Forget()
+}
+
+// sourceMounts returns the mount points below the source, and stops where one of last
+// time is not there: its files would seem to be gone.
+func (b *backup) sourceMounts() ([]string, error) {
+	pending, err := b.pair.Pending()
+	if err != nil {
+		return nil, err
+	}
+	known := slices.Clone(b.pair.Mounts())
+	for _, s := range pending { // it may have copied some of what was there
+		known = append(known, s.Mounts...)
+	}
+	if b.OneFileSystem && len(known) == 0 {
+		return nil, nil
+	}
+	mounts, err := history.MountsBelow(b.Source)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range known {
+		if !b.AcceptSource && !slices.Contains(mounts, m) {
+			return nil, &fault.Error{Kind: fault.Unsafe, Op: "use source", Path: filepath.Join(b.Source, m), Err: errors.New("it was a mount point at the last run and is none now"),
+				Hint: "mount it, or go on with --accept-source: what was in it is deleted from the destination then"}
+		}
+	}
+	if b.OneFileSystem {
+		// What earlier runs have copied of these stays in the destination, but only
+		// for as long as they are seen to be mount points.
+		mounts = slices.DeleteFunc(mounts, func(m string) bool { return !slices.Contains(known, m) })
+	}
+	return mounts, nil
 }
 
 func same(path string, was history.RootID, what, flag string) error {
@@ -324,20 +550,28 @@ func same(path string, was history.RootID, what, flag string) error {
 		return err
 	case err != nil:
 		return &fault.Error{Kind: fault.Unsafe, Op: "use " + what, Path: path, Err: errors.New("it is gone since the last run"), Hint: "is it mounted? go on with " + flag}
-	case is != was:
+	case !is.Same(was):
 		return &fault.Error{Kind: fault.Unsafe, Op: "use " + what, Path: path, Err: errors.New("it is not the directory of the last run"), Hint: "is it mounted? go on with " + flag}
 	}
 	return nil
 }
 
 // guardDeletes stops where more would be deleted than expected.
-func (b *backup) guardDeletes(res *scanner.Result) error {
-	if !b.MaxDelete.exceeded(res.GoneEntries, res.PreviousEntries) {
+func (c backupCmd) guardDeletes(res *scanner.Result) error {
+	n, of := res.GoneEntries+res.ExtraDeleted, max(res.PreviousEntries, res.Dirs+res.Files()+res.Extra)
+	if res.ExtraDeleted == 0 {
+		of = res.PreviousEntries
+	}
+	if !c.MaxDelete.exceeded(n, of) {
 		return nil
 	}
+	what := "are gone from the source"
+	if res.ExtraDeleted > 0 {
+		what = "are not in the source"
+	}
 	return &fault.Error{
-		Kind: fault.Unsafe, Op: "delete from", Path: b.Destination,
-		Err:  fmt.Errorf("%d of %d entries are gone from the source, more than --max-delete %s", res.GoneEntries, res.PreviousEntries, b.MaxDelete),
+		Kind: fault.Unsafe, Op: "delete from", Path: c.Destination,
+		Err:  fmt.Errorf("%d of %d entries %s, more than --max-delete %s", n, of, what, c.MaxDelete),
 		Hint: "look with --dry-run --list; go on with --max-delete 100%",
 	}
 }
@@ -374,34 +608,6 @@ func (l limit) exceeded(n, of uint64) bool {
 	return n > l.n
 }
 
-// conclude prints what became of a run and returns what it means.
-func (c backupCmd) conclude(a *app, v protocol.JobView, res *scanner.Result) error {
-	if c.JSON {
-		err := printJSON(a.stdout, struct {
-			Job  protocol.JobView `json:"job"`
-			Scan *scanner.Result  `json:"scan"`
-		}{v, res})
-		if err != nil {
-			return err
-		}
-	} else if !c.Quiet {
-		if res.Unchanged > 0 {
-			fmt.Fprintf(a.stdout, "unchanged: %d\n", res.Unchanged)
-		}
-		printSummary(a.stdout, v)
-	}
-	if !c.Quiet {
-		printProblems(a.stderr, res)
-	}
-	if err := ended(v); err != nil {
-		return err
-	}
-	if res.ProblemCount > 0 {
-		return errFailures
-	}
-	return nil
-}
-
 // preview prints what a run would do.
 func (c backupCmd) preview(a *app, res *scanner.Result, changes []scanner.Change) error {
 	if c.JSON {
@@ -418,8 +624,9 @@ func (c backupCmd) preview(a *app, res *scanner.Result, changes []scanner.Change
 		fmt.Fprintf(a.stdout, "%s %s %q\n", ch.Op, cmp.Or(ch.Mode, "-"), ch.Path+kind)
 	}
 	printPlan(a.stdout, res)
+	warnScan(a.stderr, res)
 	printProblems(a.stderr, res)
-	if err := (&backup{backupCmd: c}).guardDeletes(res); err != nil {
+	if err := c.guardDeletes(res); err != nil {
 		fmt.Fprintf(a.stderr, "a real run would stop: %s\n", oneLine(err))
 	}
 	return nil

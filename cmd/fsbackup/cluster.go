@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"text/tabwriter"
@@ -18,6 +19,7 @@ type submitCmd struct {
 	Pool string `help:"Workers that see source and destination." default:"default" env:"FSBACKUP_POOL"`
 	JSON bool   `help:"Print {\"job\": ID}, or with --wait the final state."`
 	Wait bool   `short:"w" help:"Follow the job to its end."`
+	stallFlags
 	jobFlags
 }
 
@@ -40,14 +42,18 @@ func (c submitCmd) Run(a *app) error {
 	}
 	defer free()
 	spec := c.spec(c.Source, c.Destination)
-	spec.Meta, spec.Trim, spec.Pool, spec.CheckContents, spec.VerifyOnly = meta, c.Trim, c.Pool, c.Check, c.VerifyOnly
+	spec.Meta, spec.Pool = meta, c.Pool
+	c.apply(&spec)
 	id := client.NewJobID(now())
-	if err := cl.Submit(a.ctx, id, spec, files, true); err != nil {
+	p := newProgress(a.stderr, c.JSON)
+	err = cl.Telling(p.submission).Submit(a.ctx, id, spec, files, true)
+	p.done()
+	if err != nil {
 		return err
 	}
 	switch {
 	case c.Wait:
-		return follow(a, cl, id, newProgress(a.stderr, c.JSON), c.JSON, false)
+		return follow(a, cl, id, p, c.stallFlags, c.JSON, false)
 	case c.JSON:
 		return printJSON(a.stdout, map[string]protocol.JobID{"job": id})
 	}
@@ -85,26 +91,20 @@ func resolveJob(a *app, cl *client.Client, arg string) (protocol.JobID, error) {
 	if len(arg) >= 26 {
 		return id, nil
 	}
-	jobs, err := cl.Jobs(a.ctx)
-	if err != nil {
+	q := protocol.JobsRequest{Limit: 1}
+	if arg != "last" {
+		q.Prefix = arg
+	}
+	r, err := cl.Jobs(a.ctx, q)
+	switch {
+	case err != nil:
 		return "", err
-	}
-	if arg == "last" && len(jobs) > 0 {
-		return jobs[0].ID, nil
-	}
-	var found []protocol.JobID
-	for _, j := range jobs {
-		if len(j.ID) >= len(arg) && string(j.ID[:len(arg)]) == arg {
-			found = append(found, j.ID)
-		}
-	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
+	case r.Total == 0:
 		return "", fault.Hinted(fault.NotFound, "list jobs with: fsbackup jobs", "there is no job %q", arg)
+	case r.Total > 1 && arg != "last":
+		return "", fault.New(fault.Invalid, "%d jobs begin with %q: give more of the id", r.Total, arg)
 	}
-	return "", fault.New(fault.Invalid, "%d jobs begin with %q: give more of the id", len(found), arg)
+	return r.Jobs[0].ID, nil
 }
 
 type statusCmd struct{ jobArg }
@@ -129,7 +129,8 @@ func (c statusCmd) Run(a *app) error {
 
 type watchCmd struct {
 	jobArg
-	Quiet bool `short:"q" help:"No progress, no summary."`
+	stallFlags
+	Quiet bool `short:"q" help:"No progress, no summary: only failures, stalls, and why it failed."`
 }
 
 // Run follows a job. It waits for a cluster that is away, also when it starts.
@@ -139,7 +140,7 @@ func (c watchCmd) Run(a *app) error {
 		cl, free, id, err := c.open(a)
 		if err == nil {
 			defer free()
-			return follow(a, cl, id, p, c.JSON, c.Quiet)
+			return follow(a, cl, id, p, c.stallFlags, c.JSON, c.Quiet)
 		}
 		switch fault.KindOf(err) {
 		case fault.Unavailable, fault.Transient:
@@ -156,8 +157,18 @@ func (c watchCmd) Run(a *app) error {
 // watchPause is the time between two attempts at reaching a cluster.
 const watchPause = time.Second
 
-func follow(a *app, cl *client.Client, id protocol.JobID, p *progress, asJSON, quiet bool) error {
-	v, err := cl.Watch(a.ctx, id, p.job, p.lost)
+func follow(a *app, cl *client.Client, id protocol.JobID, p *progress, stall stallFlags, asJSON, quiet bool) error {
+	ctx, cancel := context.WithCancelCause(a.ctx)
+	defer cancel(nil)
+	limit := stall.within(p)
+	guard := newStallGuard(limit, cancel, func(v protocol.JobView) error {
+		return fault.Hinted(fault.Transient, "the job goes on when that is mended: fsbackup watch "+string(id), "job %s: %w for %s: %s", id, errStalled, limit, stuck(v.Stalled))
+	})
+	defer guard.stop()
+	v, err := cl.Watch(ctx, id, func(v protocol.JobView) {
+		p.job(v)
+		guard.look(v)
+	}, p.lost)
 	p.done()
 	if interrupted(a.ctx) {
 		return fault.Hinted(fault.Canceled, "the job goes on: fsbackup watch "+string(id), "interrupted")
@@ -165,16 +176,21 @@ func follow(a *app, cl *client.Client, id protocol.JobID, p *progress, asJSON, q
 	if err != nil {
 		return err
 	}
-	switch {
-	case asJSON:
+	if asJSON {
 		if err := printJSON(a.stdout, v); err != nil {
 			return err
 		}
-	case !quiet:
-		printFailures(a, cl, v)
+	} else {
+		printFailures(a, cl, v, true, nil)
+	}
+	err = ended(v)
+	switch {
+	case quiet:
+		sayFailed(a, v, err)
+	case !asJSON:
 		printSummary(a.stdout, v)
 	}
-	return ended(v)
+	return err
 }
 
 type failuresCmd struct {
@@ -199,7 +215,7 @@ func (c failuresCmd) Run(a *app) error {
 		if c.JSON {
 			return printLine(a.stdout, f)
 		}
-		fmt.Fprintln(a.stdout, failureLine(f))
+		fmt.Fprintln(a.stdout, failureLine(f, true))
 		return nil
 	})
 	if errors.Is(err, errLimit) {
@@ -247,7 +263,39 @@ func (j jobArg) act(a *app, f jobAction) error {
 
 type jobsCmd struct {
 	connection
-	JSON bool `help:"Print JSON."`
+	Limit int    `help:"List at most so many." default:"50" placeholder:"N"`
+	All   bool   `help:"List all."`
+	State string `help:"List only jobs in this state: queued, running, paused, ending, cancelling, completed, failed, cancelled." placeholder:"STATE"`
+	JSON  bool   `help:"Print JSON."`
+}
+
+// Validate, which the parser calls, checks the values.
+func (c *jobsCmd) Validate() error {
+	if c.Limit < 1 {
+		return fault.New(fault.Invalid, "--limit must be at least 1; --all lists all jobs")
+	}
+	return protocol.JobsRequest{State: protocol.State(c.State)}.Check()
+}
+
+// list gets the jobs page by page. Total is that of the first page.
+func (c jobsCmd) list(a *app, cl *client.Client) (jobs []protocol.JobView, total int, err error) {
+	q := protocol.JobsRequest{State: protocol.State(c.State)}
+	for {
+		if !c.All {
+			q.Limit = c.Limit - len(jobs)
+		}
+		r, err := cl.Jobs(a.ctx, q)
+		if err != nil {
+			return nil, 0, err
+		}
+		if q.After == "" {
+			total = r.Total
+		}
+		jobs = append(jobs, r.Jobs...)
+		if q.After = r.Next; q.After == "" || (!c.All && len(jobs) >= c.Limit) {
+			return jobs, total, nil
+		}
+	}
 }
 
 // Run lists jobs.
@@ -257,12 +305,12 @@ func (c jobsCmd) Run(a *app) error {
 		return err
 	}
 	defer free()
-	jobs, err := cl.Jobs(a.ctx)
+	jobs, total, err := c.list(a, cl)
 	if err != nil {
 		return err
 	}
 	if c.JSON {
-		return printJSON(a.stdout, map[string]any{"jobs": jobs})
+		return printJSON(a.stdout, map[string]any{"jobs": jobs, "total": total})
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(w, "JOB\tSTATE\tPHASE\tFILES\tDATA\tFAILED\tTIME\tSOURCE -> DESTINATION")
@@ -275,5 +323,11 @@ func (c jobsCmd) Run(a *app) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d/%d\t%s\t%d\t%s\t%s -> %s\n", v.ID, v.State, phase, files, v.Stats.FilesToBackup,
 			bytesText(bytes), v.Failures, durationText(v.Seconds), v.Spec.Source, v.Spec.Destination)
 	}
-	return w.Flush() //nolint:wrapcheck // the writer names itself
+	if err := w.Flush(); err != nil {
+		return err //nolint:wrapcheck // the writer names itself
+	}
+	if more := total - len(jobs); more > 0 {
+		fmt.Fprintf(a.stdout, "and %d more: see them with --all, or with --limit N\n", more)
+	}
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -80,14 +81,19 @@ func (r result) job(t *testing.T) protocol.JobView {
 	t.Helper()
 	var both struct {
 		protocol.JobView
-		Job *protocol.JobView `json:"job"`
+		Status any               `json:"status"` // the job's figure, or the run's word
+		Job    *protocol.JobView `json:"job"`
 	}
 	if err := json.Unmarshal([]byte(r.stdout), &both); err != nil {
 		t.Fatalf("output is no JSON: %v\n%v", err, r)
 	}
-	if both.Job != nil {
-		return *both.Job
+	if n, ok := both.Status.(float64); ok {
+		both.JobView.Status = int(n)
 	}
+	if both.Job != nil {
+		both.JobView = *both.Job
+	}
+	closed(t, both.JobView)
 	return both.JobView
 }
 
@@ -100,12 +106,19 @@ type process struct {
 // daemon starts a binary that is stopped with the test.
 func daemon(t *testing.T, name string, args ...string) *process {
 	t.Helper()
+	return daemonAs(t, nil, name, args...)
+}
+
+// daemonAs is daemon as another user; nil = that of the test.
+func daemonAs(t *testing.T, user *syscall.Credential, name string, args ...string) *process {
+	t.Helper()
 	log, err := os.Create(filepath.Join(t.TempDir(), name+".log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(filepath.Join(bin, name), args...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -185,21 +198,47 @@ func until(t *testing.T, ok func(result) bool, args ...string) result {
 // flag that names it.
 func cluster(t *testing.T, workers int, allow ...string) string {
 	t.Helper()
+	flag := leader(t, nil, t.TempDir())
+	addWorkers(t, flag, workers, allow...)
+	return flag
+}
+
+// leader starts NATS and a coordinator without workers, the coordinator as a user.
+func leader(t *testing.T, user *syscall.Credential, store string) string {
+	t.Helper()
 	addr := freePort(t)
 	daemon(t, "nats-server", "-js", "-sd", t.TempDir(), "-a", "127.0.0.1", "-p", addr[strings.LastIndex(addr, ":")+1:])
 	url := "nats://" + addr
 	waitListen(t, addr)
-	daemon(t, "coordinator", "--nats", url, "--store", t.TempDir(), "--name", "c1")
-	for i := range workers {
-		args := []string{"--nats", url, "--name", fmt.Sprintf("w%d", i+1)}
+	daemonAs(t, user, "coordinator", "--nats", url, "--store", store, "--name", "c1")
+	flag := "--nats=" + url
+	until(t, func(r result) bool { return r.code == 0 }, "workers", flag)
+	return flag
+}
+
+// addWorkers starts workers, and waits until all have joined.
+func addWorkers(t *testing.T, flag string, n int, allow ...string) {
+	t.Helper()
+	for i := range n {
+		args := []string{flag, "--name", fmt.Sprintf("w%d", i+1)}
 		for _, a := range allow {
 			args = append(args, "--allow", a)
 		}
 		daemon(t, "worker", args...)
 	}
-	flag := "--nats=" + url
-	until(t, func(r result) bool { return r.code == 0 && strings.Count(r.stdout, " live ") == workers }, "workers", flag)
-	return flag
+	until(t, func(r result) bool {
+		var is protocol.WorkersReply
+		if r.code != 0 || json.Unmarshal([]byte(r.stdout), &is) != nil {
+			return false
+		}
+		live := 0
+		for _, w := range is.Workers {
+			if w.State == "live" {
+				live++
+			}
+		}
+		return live >= n
+	}, "workers", "--json", flag)
 }
 
 func waitListen(t *testing.T, addr string) {
@@ -244,31 +283,50 @@ func TestBackupOfATreeWithEverythingInIt(t *testing.T) {
 	}
 	exact(t, r.job(t), treetest.Count(want))
 	// Once more over itself: everything is counted the same.
-	r = fsb(t, "backup", "--json", src, dst).want(t, 0)
+	r = fsb(t, "backup", "--full", "--json", src, dst).want(t, 0)
 	treetest.Same(t, src, dst)
 	exact(t, r.job(t), treetest.Count(want))
+	exact(t, fsb(t, "backup", "--json", src, dst).want(t, 0).job(t), treetest.Figures{})
 }
 
 func TestClusterOfThreeWorkersSharesTheWork(t *testing.T) {
-	src, dst, scan := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst"), filepath.Join(t.TempDir(), "scan")
+	src, scan := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "scan")
 	treetest.Nasty(t, filepath.Join(src, "nasty"))
 	treetest.Random(t, filepath.Join(src, "random"), 1, 3000)
-	flag := cluster(t, 3, filepath.Dir(src), filepath.Dir(dst))
+	targets := t.TempDir()
+	flag := cluster(t, 3, filepath.Dir(src), targets)
 	fsb(t, "scan", src, "--out", scan).want(t, 0)
-	r := fsb(t, "submit", flag, "--source", src, "--destination", dst, "--meta", scan, "--control", scan, "--shard-entries", "40", "--json").want(t, 0)
-	var sub struct{ Job string }
-	if err := json.Unmarshal([]byte(r.stdout), &sub); err != nil || sub.Job == "" {
-		t.Fatalf("submit --json: %v, %v", err, r)
+	shares(t, func(i int) protocol.JobView {
+		dst := filepath.Join(targets, fmt.Sprint("dst", i))
+		r := fsb(t, "submit", flag, "--source", src, "--destination", dst, "--meta", scan, "--control", scan, "--shard-entries", "40", "--json").want(t, 0)
+		var sub struct{ Job string }
+		if err := json.Unmarshal([]byte(r.stdout), &sub); err != nil || sub.Job == "" {
+			t.Fatalf("submit --json: %v, %v", err, r)
+		}
+		v := fsb(t, "watch", flag, sub.Job, "--json").want(t, 0).job(t)
+		treetest.Same(t, src, dst)
+		exact(t, v, treetest.Count(treetest.Listing(t, src)))
+		if out := fsb(t, "failures", flag, sub.Job).want(t, 0).stdout; out != "" {
+			t.Errorf("failures of a job without any: %s", out)
+		}
+		return v
+	})
+}
+
+// shares runs jobs until each of three workers has answered shards. On a busy machine
+// a worker may not get to its first one before the others have done a whole job.
+func shares(t *testing.T, job func(i int) protocol.JobView) {
+	t.Helper()
+	answered := map[string]uint64{}
+	for i := range 30 {
+		for name, n := range job(i).Workers {
+			answered[name] += n
+		}
+		if len(answered) == 3 || t.Failed() {
+			return
+		}
 	}
-	v := fsb(t, "watch", flag, sub.Job, "--json").want(t, 0).job(t)
-	treetest.Same(t, src, dst)
-	exact(t, v, treetest.Count(treetest.Listing(t, src)))
-	if len(v.Workers) != 3 {
-		t.Errorf("shards were answered by %v, want all three workers", v.Workers)
-	}
-	if out := fsb(t, "failures", flag, sub.Job).want(t, 0).stdout; out != "" {
-		t.Errorf("failures of a job without any: %s", out)
-	}
+	t.Errorf("shards of 30 jobs were answered by %v, want all three workers", answered)
 }
 
 func TestCopyOverTwoWorkersOfGoldenControlFiles(t *testing.T) {
@@ -372,6 +430,61 @@ func TestDeleteJobObeysTypesAndTheSource(t *testing.T) {
 	}
 	if v.Stats.Deleted+v.Stats.Skipped != 6 || v.Stats.Skipped < 1 || v.Stats.Failures() != 0 {
 		t.Errorf("statistics: %+v", v.Stats)
+	}
+}
+
+func TestControlFilesSpareDirectoriesIfAskedTo(t *testing.T) {
+	src, dst, scan := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "scan")
+	d := treetest.At(t, dst)
+	d.File("gone/foreign", "f")
+	d.File("in the way/foreign", "f")
+	treetest.At(t, src).File("in the way", "x")
+	fsb(t, "scan", src, "--out", scan).want(t, 0)
+	body := "Title:NAS Backup Delete Control File\nVersion:1.0\nTimestamp:2026-Nov-23 10:00:00\nTaskId:t\nNasServer:s\nNasShare:/x\nNasProtocol:nfs\nNasProtocolVersion:3\n" +
+		"DirectoryDeleteCount:1\nFileDeleteCount:0\n\nd,0,/gone,1\n"
+	if err := os.WriteFile(filepath.Join(scan, "ctrl", "delete_control_0_ab.txt"), []byte(body), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"run", "--source", src, "--destination", dst, "--meta", scan, "--control", scan, "--json"}
+	s := fsb(t, append(args, "--delete-empty-dirs", "--spare-dirs")...).want(t, 3).job(t).Stats
+	if s.DirsKept != 1 || s.Deleted != 0 || s.FilesFailed != 1 {
+		t.Errorf("statistics: %+v", s)
+	}
+	for _, name := range []string{"gone/foreign", "in the way/foreign"} {
+		if _, err := os.Lstat(d.Path(name)); err != nil {
+			t.Errorf("not spared: %v", err)
+		}
+	}
+	fsb(t, args...).want(t, 0)
+	treetest.Same(t, src, dst)
+}
+
+// TestScannedDeletesEmptyDirectoriesInAnyNumberOfFiles: names with line breaks have
+// files of their own, and the tenth file is not the second.
+func TestScannedDeletesEmptyDirectoriesInAnyNumberOfFiles(t *testing.T) {
+	for seed, size := range []string{"100000", "100000", "20", "7"} {
+		t.Run(fmt.Sprint("seed ", seed+3, " by ", size), func(t *testing.T) {
+			d := t.TempDir()
+			src, dst := filepath.Join(d, "src"), filepath.Join(d, "dst")
+			treetest.Random(t, src, uint64(seed+3), 1500)
+			scan := func(name string, args ...string) []string {
+				t.Helper()
+				treetest.Settle(t)
+				out := filepath.Join(d, name)
+				fsb(t, append([]string{"scan", src, "--out", out, "--file-entries", size}, args...)...).want(t, 0)
+				return []string{"run", "--source", src, "--destination", dst, "--meta", out, "--control", out, "--check-contents", "--json"}
+			}
+			fsb(t, scan("first")...).want(t, 0)
+			before := treetest.Listing(t, src)
+			treetest.Mutate(t, src, rand.New(rand.NewPCG(uint64(seed+3), 11)), 500)
+			c := treetest.Changes(before, treetest.Listing(t, src))
+			run := scan("second", "--previous", filepath.Join(d, "first"))
+			s := fsb(t, append(run, "--delete-empty-dirs", "--shard-entries", "30")...).want(t, 0).job(t).Stats
+			treetest.Same(t, src, dst)
+			if s.DirsKept != 0 || s.DirsDeleted != c.DirsDeleted || s.Deleted != c.DirsDeleted+c.FilesDeleted || c.DirsDeleted == 0 {
+				t.Errorf("of %d directories %d were deleted, %d kept", c.DirsDeleted, s.DirsDeleted, s.DirsKept)
+			}
+		})
 	}
 }
 

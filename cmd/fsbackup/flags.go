@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +44,7 @@ type jobFlags struct {
 	NoMeta      bool   `help:"Copy data only: default owners and modes, times of the copy." group:"job"`
 	Replace     string `help:"Existing targets: always, if-older, never." default:"always" enum:"always,if-older,never" group:"job"`
 	Vanished    string `help:"Sources that are gone: fail, skip." default:"fail" enum:"fail,skip" group:"job"`
+	Changing    string `help:"Sources that change each time they are read: fail, take (as they were read last)." default:"fail" enum:"fail,take" group:"job"`
 	DeleteFirst bool   `name:"delete-before" help:"Delete before copying, for full targets." group:"job"`
 	Sync        string `help:"Durability: batch (one sync before results), file (each file), none." default:"batch" enum:"batch,file,none" group:"job"`
 	Verify      string `help:"Verification while copying: none, checksum (what was written is read back and compared)." default:"none" enum:"none,checksum" group:"job"`
@@ -49,6 +52,7 @@ type jobFlags struct {
 	FailFast    bool   `help:"Stop at the first failure that is not tolerated." group:"job"`
 	Threads     int    `help:"Entries in flight per worker; 0 = the worker's own limit." default:"0" placeholder:"N" group:"job"`
 	Memory      size   `help:"Buffers per worker, such as 64MiB; -1 = the worker's own limit." default:"-1" placeholder:"SIZE" group:"job"`
+	FollowLinks bool   `name:"follow-root-links" help:"Follow symbolic links of anybody on the way to source and destination, not only those of root and of the workers' user." group:"job"`
 	MaxWorkers  int    `name:"max-shards" help:"Shards at once over the whole cluster; 0 = no limit." default:"0" placeholder:"N" group:"job"`
 
 	ShardEntries int  `help:"Entries of a shard." default:"2000" placeholder:"N" group:"job"`
@@ -59,6 +63,7 @@ func (f jobFlags) spec(source, destination string) protocol.JobSpec {
 	return protocol.JobSpec{
 		Source: source, Destination: destination, Pool: client.DefaultPool, Name: f.Name, Priority: f.Priority,
 		WriteMeta: !f.NoMeta, Replace: f.Replace, Vanished: f.Vanished, DeleteBefore: f.DeleteFirst, Sync: f.Sync, Verify: f.Verify,
+		Changing: f.Changing, FollowRootLinks: f.FollowLinks,
 		MaxFailures: f.MaxFailures, FailFast: f.FailFast, Threads: f.Threads, Memory: int64(f.Memory), MaxWorkers: f.MaxWorkers,
 		Limits: protocol.Limits{Entries: f.ShardEntries, DataBytes: uint64(max(f.ShardBytes, 0))},
 	}
@@ -99,6 +104,14 @@ type inputFlags struct {
 	Trim        string   `help:"Leading components of entry paths that are left out below the destination." placeholder:"PREFIX"`
 	VerifyOnly  bool     `help:"Compare source and destination by what the control files name, and change neither."`
 	Check       bool     `name:"check-contents" help:"Compare the contents for entries of mode mm (metadata only), and copy them where they differ."`
+	DeleteEmpty bool     `name:"delete-empty-dirs" help:"Delete only directories that are empty once all else that the control files name is deleted. For control files that name each entry, as those of fsbackup scan do; without, a directory goes with all that is in it."`
+	SpareDirs   bool     `help:"Fail an entry in whose way a directory stands that is not empty; without, the directory is replaced with all that is in it."`
+}
+
+// apply puts the options of the control files' execution into a job's spec.
+func (f inputFlags) apply(spec *protocol.JobSpec) {
+	spec.Trim, spec.CheckContents, spec.VerifyOnly = f.Trim, f.Check, f.VerifyOnly
+	spec.DeleteEmpty, spec.SpareDirs = f.DeleteEmpty, f.SpareDirs
 }
 
 // files finds the control and meta files.
@@ -170,10 +183,39 @@ func findControl(path string) ([]protocol.FileRef, error) {
 	if err != nil {
 		return nil, &fault.Error{Kind: fault.KindOf(err), Op: "search for control files in", Path: path, Err: err}
 	}
+	inOrder(out)
 	if len(out) == 0 {
 		return nil, &fault.Error{Kind: fault.NotFound, Op: "search for control files in", Path: path, Err: errors.New("there is none"), Hint: "their names are control_*.txt, delete_control_*.txt, hardlink_control_*.txt and mtime_*.txt"}
 	}
 	return out, nil
+}
+
+// inOrder sorts the control files of a directory as a scan lists them: by number, and
+// files with coded names before others, whose directories those names are below. So
+// what deletes a directory comes after what deletes all that is in it.
+func inOrder(files []protocol.FileRef) {
+	type place struct{ coded, number int }
+	places := map[string]place{}
+	for _, f := range files {
+		at := place{coded: 1, number: math.MaxInt}
+		if r, err := controlfile.Open(f.Path, 0); err == nil {
+			if v := r.Header().Version; v != "" && v != "1.0" {
+				at.coded = 0
+			}
+			_ = r.Close() // read only
+		}
+		for part := range strings.SplitSeq(filepath.Base(f.Path), "_") {
+			if n, err := strconv.Atoi(part); err == nil {
+				at.number = n
+				break
+			}
+		}
+		places[f.Path] = at
+	}
+	slices.SortStableFunc(files, func(a, b protocol.FileRef) int {
+		x, y := places[a.Path], places[b.Path]
+		return cmp.Or(cmp.Compare(filepath.Dir(a.Path), filepath.Dir(b.Path)), cmp.Compare(x.coded, y.coded), cmp.Compare(x.number, y.number))
+	})
 }
 
 func phaseOf(k controlfile.Kind) protocol.Phase {
@@ -208,12 +250,12 @@ func ended(v protocol.JobView) error {
 	switch {
 	case v.State == protocol.StateCompleted:
 		return nil
+	case v.Failures > 0 || v.Stats.Unattempted() > 0 || !v.Answered:
+		return errFailures // whatever the reason
 	case v.State == protocol.StateCancelled:
 		return exit(fault.Canceled.ExitCode())
-	case v.Failures > 0:
-		return errFailures
 	}
-	return fault.New(fault.Internal, "job %s failed: %s", v.ID, v.Reason)
+	return fault.New(fault.ParseKind(v.Kind), "job %s failed: %s", v.ID, v.Reason)
 }
 
 // interrupted reports whether the command ends because of a signal.

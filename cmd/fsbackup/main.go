@@ -22,6 +22,16 @@ import (
 // version is set by the linker.
 var version string
 
+// buildVersion is the version that the linker set, or else that of the module.
+func buildVersion() string {
+	if version == "" {
+		if info, ok := debug.ReadBuildInfo(); ok {
+			return info.Main.Version
+		}
+	}
+	return version
+}
+
 // exit is an exit code without a message of its own: everything has been said.
 type exit int
 
@@ -63,6 +73,7 @@ type cli struct {
 	Workers  workersCmd  `cmd:"" help:"List workers."`
 	Drain    drainCmd    `cmd:"" help:"Have a worker finish what it has, take nothing more, and leave."`
 	Version  versionCmd  `cmd:"" help:"Show the version."`
+	Help     helpCmd     `cmd:"" help:"Show the help of a command, or of a topic: patterns."`
 
 	Completion kongcompletion.Completion `cmd:"" help:"Print how to set up shell completion."`
 }
@@ -73,9 +84,10 @@ metadata, as control files ask for them, on one host or over a cluster.
   fsbackup backup /home /mnt/backup          back a tree up, nothing to set up
   fsbackup verify /home /mnt/backup          compare both, byte by byte
   fsbackup scan /home --out /tmp/scan        only write its control files
+  fsbackup help patterns                     what is taken and what is left out
   fsbackup submit --control /tmp/scan --meta /tmp/scan --source /home --destination /mnt/backup
 
-Exit codes: 0 completed; 3 entries or control files failed, or differ; 64 wrong usage or
+Exit codes: 0 completed; 3 something failed, differs or was not attempted; 64 wrong usage or
 input; 65 damaged input; 66 not found; 69 cluster not reachable; 70 internal
 error; 75 temporary failure, try again; 77 not permitted; 78 stopped by a guard;
 130 cancelled or interrupted.`
@@ -86,11 +98,6 @@ func main() {
 
 // run is main with its surroundings as arguments.
 func run(args []string, getenv func(string) string, stdout, stderr io.Writer) (code int) {
-	if version == "" {
-		if info, ok := debug.ReadBuildInfo(); ok {
-			version = info.Main.Version
-		}
-	}
 	var c cli
 	exited := -1
 	parser, err := kong.New(&c, kong.Name("fsbackup"), kong.Description(description), kong.UsageOnError(),
@@ -120,31 +127,31 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) (c
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
 	tel, err := telemetry.Setup(ctx, telemetry.Config{
-		Service: "fsbackup", Version: version, LogLevel: c.LogLevel, LogFormat: c.LogFormat, LogWriter: stderr, Getenv: getenv,
+		Service: "fsbackup", Version: buildVersion(), LogLevel: c.LogLevel, LogFormat: c.LogFormat, LogWriter: stderr, Getenv: getenv,
 	})
 	if err != nil {
 		return report(stderr, err)
 	}
 	defer func() { _ = tel.Shutdown(ctx) }() // logs what it could not send
 	a := &app{ctx: ctx, stdout: stdout, stderr: stderr, log: tel.Logger(), telemetry: tel, cli: &c, getenv: getenv}
-	return report(stderr, kctx.Run(a))
+	err = kctx.Run(a)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = fault.New(fault.Canceled, "interrupted")
+	}
+	return report(stderr, err)
 }
 
 // report prints err on one line and returns the exit code that it means.
 func report(stderr io.Writer, err error) int {
-	if err == nil {
-		return 0
+	if _, said := errors.AsType[exit](err); err != nil && !said {
+		fmt.Fprintf(stderr, "fsbackup: %s\n", oneLine(err))
 	}
-	if e, ok := errors.AsType[exit](err); ok {
-		return int(e)
-	}
-	fmt.Fprintf(stderr, "fsbackup: %s\n", oneLine(err))
-	return fault.KindOf(err).ExitCode()
+	return exitCode(err)
 }
 
 type versionCmd struct{}
 
 func (versionCmd) Run(a *app) error {
-	fmt.Fprintf(a.stdout, "fsbackup %s\n", version)
+	fmt.Fprintf(a.stdout, "fsbackup %s\n", buildVersion())
 	return nil
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/client"
+	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/scanner"
 )
@@ -89,7 +92,7 @@ func printSummary(out io.Writer, v protocol.JobView) {
 		fmt.Fprintf(w, "files\t%d\t%d\t%d\t\n", s.FilesToBackup, s.FilesCopied, s.FilesFailed)
 		fmt.Fprintf(w, "bytes\t%d\t%d\t\t\n", s.BytesToBackup, s.BytesCopied)
 		_ = w.Flush() // an error of the terminal shows itself
-		if v.Spec.Verify != "" {
+		if v.Spec.Verify == protocol.VerifyChecksum {
 			fmt.Fprintf(out, "read back and compared: %d files, %d bytes; %d differ\n", s.FilesVerified, s.BytesVerified, s.FilesDiffer)
 		}
 	}
@@ -100,8 +103,10 @@ func printSummary(out io.Writer, v protocol.JobView) {
 		n    uint64
 	}{
 		{"hard links made", s.Links}, {"deleted", s.Deleted}, {"deletes failed", s.DeletesFailed}, {"skipped", s.Skipped},
+		{"not attempted", unattempted(v, s.NotAttempted)}, {"deletes not attempted", unattempted(v, s.DeletesNotAttempted)},
+		{"copied directories whose metadata was not attempted", unattempted(v, s.DirMetaNotAttempted)}, {"control files not looked at", unattempted(v, s.FilesNotAdmitted)},
 		{"directories without their metadata", s.DirMetaFailed}, {"changed while read", s.ChangedWhileRead},
-		{"changed since the scan", s.ChangedSinceScan}, {"shards executed more than once", s.ShardsRepeated}, {"control files refused", s.FilesRefused},
+		{"changed since the scan", s.ChangedSinceScan}, {"shards executed once more", s.ShardsRepeated}, {"control files refused", s.FilesRefused},
 	} {
 		if x.n > 0 {
 			fmt.Fprintf(out, "%s: %d\n", x.name, x.n)
@@ -114,24 +119,44 @@ func printSummary(out io.Writer, v protocol.JobView) {
 		fmt.Fprintf(out, "shared with the source (reflink): %s\n", bytesText(s.ReflinkBytes))
 	}
 	for _, x := range v.Warnings {
-		fmt.Fprintf(out, "warning: %s: %d entries, first %q\n", x.Kind, x.Count, x.Example)
+		fmt.Fprintf(out, "warning: %s: %d entries, first %q\n", x.Kind, x.Count, cmp.Or(x.Example, "."))
 	}
+}
+
+// unattempted is a figure of what was not attempted: of a job that goes on it is
+// only what is still to be done.
+func unattempted(v protocol.JobView, n uint64) uint64 {
+	if !v.State.Final() {
+		return 0
+	}
+	return n
 }
 
 // failuresShown is how many failures a command prints by itself.
 const failuresShown = 10
 
-// printFailures prints the first failures of a job to stderr.
-func printFailures(a *app, cl *client.Client, v protocol.JobView) {
+// printFailures prints the first failures of a job to stderr; named as in
+// failureLine. Of entries that the scan, if there is one, could not read that is
+// what is said.
+func printFailures(a *app, cl *client.Client, v protocol.JobView, named bool, scan *scanner.Result) {
 	if v.Failures == 0 {
 		return
 	}
+	unread := map[string]bool{}
+	if scan != nil {
+		for _, p := range scan.Problems {
+			unread[p.Path] = true
+		}
+	}
 	n := uint64(0)
 	err := cl.Failures(a.ctx, v.ID, func(f protocol.FailureView) error {
+		if unread[f.Path] {
+			return nil
+		}
 		if n++; n > failuresShown {
 			return errLimit
 		}
-		fmt.Fprintln(a.stderr, failureLine(f))
+		fmt.Fprintln(a.stderr, failureLine(f, named))
 		return nil
 	})
 	if n > failuresShown {
@@ -141,28 +166,34 @@ func printFailures(a *app, cl *client.Client, v protocol.JobView) {
 	}
 }
 
-// failureLine renders a failure on one line: where in which control file, what.
-func failureLine(f protocol.FailureView) string {
-	var b strings.Builder
-	if f.ControlFile != "" {
-		b.WriteString(f.ControlFile)
-		if f.Line > 0 {
-			fmt.Fprintf(&b, ":%d", f.Line)
-		}
-		b.WriteString(": ")
+// failureLine renders a failure on one line that begins with the entry's path.
+// named adds the control file and line: they mean something to those who named the
+// file.
+func failureLine(f protocol.FailureView, named bool) string {
+	path, where := f.Path, f.ControlFile
+	if len(f.PathBytes) > 0 {
+		path = string(f.PathBytes)
 	}
-	if f.Path != "" || f.Line > 0 {
-		path := f.Path
-		if len(f.PathBytes) > 0 {
-			path = string(f.PathBytes)
-		}
-		fmt.Fprintf(&b, "%q: ", path)
+	switch {
+	case path == "" && f.Line == 0: // the file itself
+		path, where = where, ""
+	case f.Line > 0 && where != "":
+		where = fmt.Sprintf("%s:%d", where, f.Line)
 	}
-	if f.Op != "" && !strings.HasPrefix(f.Reason, f.Op) {
-		b.WriteString(f.Op + ": ")
+	why := strings.ReplaceAll(f.Reason, "\n", " ")
+	if f.Op != "" && !strings.HasPrefix(why, f.Op) {
+		why = f.Op + ": " + why
 	}
-	b.WriteString(strings.ReplaceAll(f.Reason, "\n", " "))
-	return b.String()
+	// The reason may name the entry once more.
+	why = strings.Replace(why, fmt.Sprintf(" %q: ", path), ": ", 1)
+	line := fmt.Sprintf("%q: %s", cmp.Or(path, "."), why)
+	switch {
+	case !named:
+		return oneHost(line)
+	case where != "":
+		line += " (" + where + ")"
+	}
+	return line
 }
 
 func printScan(out io.Writer, r *scanner.Result) {
@@ -192,6 +223,19 @@ func printProblems(out io.Writer, r *scanner.Result) {
 			fmt.Fprintf(out, "... %d problems in all, see %s\n", r.ProblemCount, r.ProblemFile)
 			break
 		}
-		fmt.Fprintf(out, "scan: %q: %s\n", p.Path, oneLine(p.Err))
+		fmt.Fprintln(out, problemLine(p))
 	}
+}
+
+// problemLine renders a problem on one line that begins with the path, which is
+// said once.
+func problemLine(p scanner.Problem) string {
+	path := cmp.Or(p.Path, ".")
+	why := oneLine(p.Err)
+	if e, ok := errors.AsType[*fault.Error](p.Err); ok && e.Path == path {
+		bare := *e
+		bare.Path = ""
+		why = oneLine(&bare)
+	}
+	return fmt.Sprintf("%q: %s", path, why)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
+	"github.com/fsbackup/fsbackup/internal/client"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/scanner"
 )
@@ -74,6 +75,15 @@ func (p *progress) job(v protocol.JobView) {
 	p.show(text, done, total, v.Stalled)
 }
 
+// submission shows how control files are handed over.
+func (p *progress) submission(s client.Step) {
+	if s.Lost != nil {
+		p.lost(s.Lost)
+		return
+	}
+	p.show(fmt.Sprintf("%s control files: %d of %d", s.Doing, s.Done, s.Of), uint64(s.Done), uint64(s.Of), "")
+}
+
 // progressOf returns how many files, and bytes of them, a job has done.
 func progressOf(v protocol.JobView) (files, bytes uint64) {
 	if v.Spec.VerifyOnly {
@@ -110,9 +120,6 @@ func (p *progress) say(line string) {
 }
 
 func (p *progress) show(text string, done, total uint64, stalled string) {
-	if p.quiet {
-		return
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lostSaid = false
@@ -120,6 +127,9 @@ func (p *progress) show(text string, done, total uint64, stalled string) {
 		if p.stalled = stalled; stalled != "" {
 			p.say("stalled: " + stalled)
 		}
+	}
+	if p.quiet {
+		return
 	}
 	p.text.Store(&text)
 	if !p.tty {

@@ -1,17 +1,21 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"text/tabwriter"
 	"time"
 
+	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/history"
 )
 
 type scansCmd struct {
 	List  scansListCmd  `cmd:"" default:"withargs" help:"List what is kept from run to run."`
-	Drop  scansDropCmd  `cmd:"" help:"Remove a scan."`
-	Reset scansResetCmd `cmd:"" help:"Forget what the destination has: the next run is a full one."`
+	Drop  scansDropCmd  `cmd:"" help:"Remove a scan; a job of it that has not ended is ended first."`
+	Reset scansResetCmd `cmd:"" help:"End what an interrupted run has left, and forget what is known of the destination: the next run compares with what it holds."`
 }
 
 type scansListCmd struct {
@@ -89,7 +93,9 @@ func openPair(root, source, destination string) (*history.Pair, error) {
 type pairArgs struct {
 	Source      string `arg:"" help:"Source of the pair."`
 	Destination string `arg:"" help:"Its destination."`
+	Abandon     bool   `help:"Ask nobody about the cluster's job that an interrupted run has left: the cluster is gone for good. A job that is not would go on."`
 	stateFlags
+	clusterFlags
 }
 
 // with calls f with the pair.
@@ -111,12 +117,73 @@ type scansDropCmd struct {
 	Scan string `arg:"" help:"Id of the scan."`
 }
 
-// Run removes a scan.
+// Run removes a scan. Where its job has not ended, that is ended first.
 func (c scansDropCmd) Run(a *app) error {
-	return c.with(a, func(p *history.Pair) error { return p.Drop(c.Scan) })
+	return c.with(a, func(p *history.Pair) error {
+		pending, err := p.Pending()
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(pending, func(s *history.Scan) bool { return s.ID == c.Scan }) {
+			if err := c.endQueued(a, p); err != nil {
+				return err
+			}
+		}
+		return p.Drop(c.Scan)
+	})
 }
 
 type scansResetCmd struct{ pairArgs }
 
-// Run forgets what is known of a destination.
-func (c scansResetCmd) Run(a *app) error { return c.with(a, (*history.Pair).Forget) }
+// Run ends what an interrupted run has left, and forgets what is known of a
+// destination.
+func (c scansResetCmd) Run(a *app) error {
+	return c.with(a, func(p *history.Pair) error {
+		if err := c.endQueued(a, p); err != nil {
+			return err
+		}
+		return p.Forget()
+	})
+}
+
+// endQueued ends the job that an interrupted run of a pair has left in its queue, and
+// settles what it has done.
+func (p pairArgs) endQueued(a *app, pair *history.Pair) error {
+	b := &backup{
+		backupCmd: backupCmd{Source: pair.Source, Destination: pair.Destination, clusterFlags: p.clusterFlags, localFlags: localFlags{Slots: 1, Quiet: true}},
+		app:       a, pair: pair, progress: newProgress(a.stderr, true), ending: true,
+	}
+	cluster, err := pair.ClusterDir()
+	if err != nil {
+		return err
+	}
+	if p.Abandon {
+		if err := abandon(pair); err != nil {
+			return err
+		}
+	}
+	if err := b.resume(cluster); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(cluster); err != nil {
+		return &fault.Error{Kind: fault.KindOf(err), Op: "remove the queue in", Path: cluster, Err: errors.Unwrap(err)}
+	}
+	return nil
+}
+
+// abandon forgets the jobs that a pair has on a cluster. The next run looks at all
+// that their scans have.
+func abandon(pair *history.Pair) error {
+	pending, err := pair.Pending()
+	if err != nil {
+		return err
+	}
+	for _, s := range pending {
+		if s.Cluster {
+			if err := s.ForgetJob(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

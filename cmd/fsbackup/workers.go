@@ -3,9 +3,12 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/fsbackup/fsbackup/internal/engine"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
 
@@ -34,9 +37,10 @@ func (c workersCmd) Run(a *app) error {
 // printWorkers prints a table, and beneath it what hangs.
 func printWorkers(out io.Writer, r protocol.WorkersReply) error {
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, "WORKER\tSTATE\tPOOL\tHOST\tRUNNING\tDONE\tMEMORY\tROOTS")
+	fmt.Fprintln(w, "WORKER\tSTATE\tPOOL\tHOST\tRUNNING\tDONE\tMEMORY\tUID\tCAN\tROOTS")
 	for _, v := range r.Workers {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d\t%s\t%v\n", v.Name, v.State, v.Pool, v.Host, len(v.Running), v.Slots, v.Done, bytesText(uint64(v.RSS)), v.Allow)
+		uid, can := abilities(v.Abilities)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d\t%s\t%s\t%s\t%v\n", v.Name, v.State, v.Pool, v.Host, len(v.Running), v.Slots, v.Done, bytesText(uint64(v.RSS)), uid, can, v.Allow)
 	}
 	if err := w.Flush(); err != nil {
 		return err //nolint:wrapcheck // the writer names itself
@@ -47,6 +51,25 @@ func printWorkers(out io.Writer, r protocol.WorkersReply) error {
 		}
 	}
 	return nil
+}
+
+// abilities says as whom a worker runs, and what it can do with file systems.
+func abilities(a *protocol.Abilities) (uid, can string) {
+	if a == nil {
+		return "?", "?"
+	}
+	switch lacks := strings.Join(a.Lacks, ","); {
+	case len(a.Lacks) == len(engine.AllAbilities()):
+		can = "own files only"
+	case lacks != "":
+		can = "all but " + lacks
+	default:
+		can = "all"
+	}
+	if a.IDs != "" {
+		can += " (ids of a namespace)"
+	}
+	return strconv.FormatUint(uint64(a.EUID), 10), can
 }
 
 type drainCmd struct {

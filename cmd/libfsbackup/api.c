@@ -223,7 +223,8 @@ int Enqueue(void *backupHandle, const char *backupControlFile) {
 int Start(void *backupHandle) {
     /* Here and not in Go, which has the environment of when it was loaded. */
     bridge_cluster c = {getenv("FSBACKUP_NATS_URL"), getenv("FSBACKUP_NATS_CREDS"), getenv("FSBACKUP_TLS_CA"),
-                        getenv("FSBACKUP_TLS_CERT"), getenv("FSBACKUP_TLS_KEY"),    getenv("FSBACKUP_POOL")};
+                        getenv("FSBACKUP_TLS_CERT"), getenv("FSBACKUP_TLS_KEY"),    getenv("FSBACKUP_POOL"),
+                        getenv("TMPDIR")};
     if (c.url == NULL) c.url = getenv("FSBACKUP_NATS");
     IN_GO(int, -1, bridgeStart((uintptr_t)backupHandle, &c, error_text()));
 }
@@ -254,16 +255,26 @@ void DestroyBackupInst(void *backupHandle) {
     leave(&mask);
 }
 
-const char *fsbackup_version(void) {
-    static char version[128];
+/* Texts that never change, and are asked for once. */
+static const char *constant(char *text, size_t size, void (*ask)(char *, size_t)) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     sigset_t mask;
-    if (!enter(&mask)) return version;
+    if (!enter(&mask)) return text;
     pthread_mutex_lock(&lock);
-    if (version[0] == 0) bridgeVersion(version, sizeof version);
+    if (text[0] == 0) ask(text, size);
     pthread_mutex_unlock(&lock);
     leave(&mask);
-    return version;
+    return text;
+}
+
+const char *fsbackup_version(void) {
+    static char text[128];
+    return constant(text, sizeof text, bridgeVersion);
+}
+
+const char *fsbackup_commit(void) {
+    static char text[128];
+    return constant(text, sizeof text, bridgeCommit);
 }
 
 const char *fsbackup_last_error(void) { return error_text(); }

@@ -95,7 +95,10 @@ func bridgeCreate(source, destination, meta *C.char, phase C.int, writeMeta C.in
 	guard("CreateBackupInst", errText, func() error {
 		src, _ := text(source)
 		dst, _ := text(destination)
-		m, _ := text(meta)
+		m, ok := text(meta)
+		if !ok && needsMeta(protocol.Phase(phase)) {
+			return fmt.Errorf("CreateBackupInst: %w", errNoMeta)
+		}
 		var err error
 		if id, err = process.create(src, dst, m, int(phase), writeMeta != 0); err != nil {
 			return fmt.Errorf("CreateBackupInst: %w", err)
@@ -139,17 +142,16 @@ func bridgeSetOption(h C.uintptr_t, name, value *C.char, errText *C.char) C.int 
 func bridgeStart(h C.uintptr_t, c *C.bridge_cluster, errText *C.char) C.int {
 	env := func(p *C.char) string { s, _ := text(p); return s }
 	to := cluster{url: env(c.url), creds: env(c.creds), ca: env(c.ca), cert: env(c.cert), key: env(c.key)}
-	pool := env(c.pool)
-	return with("Start", h, errText, func(i *instance) error { return i.start(context.Background(), to, pool) })
+	from := environment{cluster: to, pool: env(c.pool), tmpdir: env(c.tmpdir)}
+	return with("Start", h, errText, func(i *instance) error { return i.start(context.Background(), from) })
 }
 
 //export bridgeStatus
 func bridgeStatus(h C.uintptr_t, errText *C.char) C.int {
 	status := failed
 	with("GetStatus", h, errText, func(i *instance) error {
-		var err error
-		status, err = i.status()
-		return err
+		status = i.status()
+		return nil
 	})
 	return C.int(status)
 }
@@ -158,10 +160,9 @@ func bridgeStatus(h C.uintptr_t, errText *C.char) C.int {
 func bridgeWait(h C.uintptr_t, ms C.int, errText *C.char) C.int {
 	status := failed
 	with("fsbackup_wait", h, errText, func(i *instance) error {
-		var err error
 		i.wait(time.Duration(ms) * time.Millisecond)
-		status, err = i.status()
-		return err
+		status = i.status()
+		return nil
 	})
 	return C.int(status)
 }
@@ -223,17 +224,10 @@ func snprintf(op string, h C.uintptr_t, buf *C.char, size C.size_t, errText *C.c
 }
 
 //export bridgeVersion
-func bridgeVersion(buf *C.char, size C.size_t) { put(buf, int(size), versionText()) }
+func bridgeVersion(buf *C.char, size C.size_t) { put(buf, int(size), libVersion) }
 
-func versionText() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
-}
+//export bridgeCommit
+func bridgeCommit(buf *C.char, size C.size_t) { put(buf, int(size), version) }
 
 //export bridgeFailures
 func bridgeFailures(h C.uintptr_t, page *C.bridge_page, errText *C.char) C.int {

@@ -7,9 +7,9 @@
 /* Size of the buffers that take the text of an error. */
 #define BRIDGE_ERROR 2048
 
-/* How to reach a cluster, from the environment of the caller; NULL = not set. */
+/* How to reach a cluster, and where else files may lie, from the environment of the caller; NULL = not set. */
 typedef struct bridge_cluster {
-    const char *url, *creds, *ca, *cert, *key, *pool;
+    const char *url, *creds, *ca, *cert, *key, *pool, *tmpdir;
 } bridge_cluster;
 
 /* A page of failures. next is "" on the last one, and before the first. */

@@ -45,11 +45,18 @@ type instance struct {
 	spec    protocol.JobSpec
 	meta    string // "" = none was given
 	files   []protocol.FileRef
+	headers announced // of files
 	stall   time.Duration
-	stalled bool // stall was set by option
-	busy    bool // Start is under way
-	run     *run // nil before Start
+	stalled bool          // stall was set by option
+	busy    bool          // Start is under way
+	refused error         // why the last Start failed
+	run     *run          // nil before a successful Start
+	decided chan struct{} // closed when run, refused or gone is set, and made anew by the next Start
+	gone    bool          // it was destroyed
 }
+
+// announced is what headers say of what there is to do.
+type announced struct{ dirs, files, bytes uint64 }
 
 // run is an instance's job.
 type run struct {
@@ -79,9 +86,6 @@ func newInstance(l *library, source, destination, meta string, phase int, writeM
 	if meta != "" && !path.IsAbs(meta) {
 		return nil, fault.New(fault.Invalid, "metaPath %q is not an absolute path", meta)
 	}
-	if meta == "" && (p == protocol.PhaseCopy || p == protocol.PhaseHardlink) {
-		return nil, fault.New(fault.Invalid, "metaPath is missing: copy and hardlink control files need the directory of their meta files")
-	}
 	spec := protocol.JobSpec{
 		Source: source, Destination: destination, Meta: meta, Name: "libfsbackup " + p.String(), WriteMeta: writeMeta,
 		// As in the reference: the caller orders its instances itself, and entries
@@ -96,8 +100,14 @@ func newInstance(l *library, source, destination, meta string, phase int, writeM
 	if err := probe.Normalize(); err != nil {
 		return nil, err
 	}
-	return &instance{lib: l, log: l.log, phase: p, spec: spec, meta: meta}, nil
+	return &instance{lib: l, log: l.log, phase: p, spec: spec, meta: meta, decided: make(chan struct{})}, nil
 }
+
+// needsMeta reports whether entries of the phase have records.
+func needsMeta(p protocol.Phase) bool { return p == protocol.PhaseCopy || p == protocol.PhaseHardlink }
+
+// errNoMeta says what the phases with records lack.
+var errNoMeta = fault.New(fault.Invalid, "metaPath is missing: copy and hardlink control files need the directory of their meta files")
 
 // configure runs f unless Start was called.
 func (i *instance) configure(f func() error) error {
@@ -158,6 +168,11 @@ func (i *instance) enqueue(file string) error {
 		// Kinds are numbered as the phases are.
 		if p := protocol.Phase(kind); p != i.phase {
 			return fault.New(fault.Invalid, "%q is a %s control file, the instance is for %s", file, kind, i.phase)
+		}
+		if r, err := controlfile.Open(file, kind); err == nil { // otherwise the job refuses it
+			h := r.Header()
+			i.headers.dirs, i.headers.files, i.headers.bytes = i.headers.dirs+h.Dirs, i.headers.files+h.Files, i.headers.bytes+h.Bytes
+			_ = r.Close() // read only
 		}
 		i.files = append(i.files, protocol.FileRef{Path: file, Phase: i.phase})
 		return nil
@@ -239,44 +254,69 @@ func (i *instance) setOption(name, value string) error {
 
 // start begins the job. It returns when it is sure that there is somebody to run
 // it; the submission itself goes on in the background.
-func (i *instance) start(ctx context.Context, to cluster, pool string) error {
+func (i *instance) start(ctx context.Context, env environment) error {
 	i.mu.Lock()
 	if i.run != nil || i.busy {
 		i.mu.Unlock()
 		return fault.New(fault.Invalid, "the instance has been started already")
 	}
-	if len(i.files) == 0 {
-		i.mu.Unlock()
-		return fault.New(fault.Invalid, "no control file was enqueued")
-	}
 	i.busy = true
+	if i.refused != nil { // it is waited for once more
+		i.refused, i.decided = nil, make(chan struct{})
+	}
 	r := &run{i: i, id: client.NewJobID(time.Now()), spec: i.spec, stall: i.stall, finished: make(chan struct{})}
 	r.files.Control = append(r.files.Control, i.files...)
 	meta, stalled := i.meta, i.stalled
 	i.mu.Unlock()
 
-	err := r.prepare(ctx, to, pool, meta, stalled)
+	err := r.prepare(ctx, env, meta, stalled)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.busy = false
+	if err == nil && i.gone {
+		r.on.release()
+		err = errDestroyed
+	}
 	if err != nil {
+		i.refused = err
+		i.decide()
 		return err
 	}
 	i.run = r
+	i.decide()
 	follow, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	r.stop = stop
 	go r.follow(follow)
-	i.log.Info("started", "job", r.id, "phase", i.phase, "source", r.spec.Source, "destination", r.spec.Destination, "control_files", len(r.files.Control), "cluster", to.url != "")
+	i.log.Info("started", "job", r.id, "phase", i.phase, "source", r.spec.Source, "destination", r.spec.Destination, "control_files", len(r.files.Control), "cluster", env.cluster.url != "")
 	return nil
 }
 
+// decide lets go on who waits to learn what became of Start.
+func (i *instance) decide() {
+	select {
+	case <-i.decided:
+	default:
+		close(i.decided)
+	}
+}
+
 // prepare checks what can be checked before, and gets hold of what runs the job.
-func (r *run) prepare(ctx context.Context, to cluster, pool, meta string, stalled bool) error {
+func (r *run) prepare(ctx context.Context, env environment, meta string, stalled bool) error {
+	to := env.cluster
+	if len(r.files.Control) == 0 {
+		return fault.New(fault.Invalid, "no control file was enqueued")
+	}
 	if meta != "" {
 		var err error
-		if r.files.Metas, err = metaFiles(meta); err != nil && (r.i.phase == protocol.PhaseCopy || r.i.phase == protocol.PhaseHardlink) {
+		r.files.Metas, err = metaFiles(meta)
+		if err == nil && len(r.files.Metas) == 0 {
+			err = fault.Hinted(fault.NotFound, "name the directory that holds meta_file_*", "metaPath %q has no meta files", meta)
+		}
+		if err != nil && needsMeta(r.i.phase) {
 			return err
 		}
+	} else if needsMeta(r.i.phase) {
+		return errNoMeta
 	}
 	if to.url == "" {
 		to = cluster{} // credentials alone name no cluster
@@ -288,12 +328,12 @@ func (r *run) prepare(ctx context.Context, to cluster, pool, meta string, stalle
 			r.stall = stallDefault
 		}
 	} else if r.spec.Pool == "" {
-		r.spec.Pool = pool
+		r.spec.Pool = env.pool
 	}
 	if err := r.spec.Normalize(); err != nil {
 		return err
 	}
-	on, err := r.i.lib.acquire(ctx, to)
+	on, err := r.i.lib.acquire(ctx, to, env.tmpdir)
 	r.on = on
 	return err
 }
@@ -409,32 +449,46 @@ func (i *instance) started() (*run, error) {
 	return i.run, nil
 }
 
-// status is BACKUP_FAILED also for an instance that was not started, so that no
-// caller waits for it for ever.
-func (i *instance) status() (int, error) {
-	r, err := i.started()
-	if err != nil {
-		return failed, err
-	}
-	if !r.final() {
-		return inProgress, nil
+// status is BACKUP_INPROGRESS from the beginning: callers poll it from one thread while
+// another enqueues and starts. It is BACKUP_FAILED after a Start that failed, until
+// there is another, or after a job that did.
+func (i *instance) status() int {
+	i.mu.Lock()
+	r, refused := i.run, i.refused != nil || i.gone
+	i.mu.Unlock()
+	switch {
+	case r == nil && refused:
+		return failed
+	case r == nil || !r.final():
+		return inProgress
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil || !r.view.State.Final() {
-		return failed, nil
+		return failed
 	}
-	return r.view.State.Status(), nil
+	return r.view.State.Status()
 }
 
 // wait returns when the status is final, or after d.
 func (i *instance) wait(d time.Duration) {
-	r, err := i.started()
-	if err != nil || d <= 0 {
+	if d <= 0 {
 		return
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
+	i.mu.Lock()
+	decided := i.decided
+	i.mu.Unlock()
+	select {
+	case <-decided:
+	case <-t.C:
+		return
+	}
+	r, err := i.started()
+	if err != nil {
+		return // it could not be started
+	}
 	select {
 	case <-r.finished:
 	case <-t.C:
@@ -449,18 +503,19 @@ type figures struct {
 }
 
 // figures returns the latest figures. The nine have the meaning of the header of
-// the instance's kind of control files.
+// the instance's kind of control files. What is to be done is what headers say until
+// the job has read the files.
 func (i *instance) figures() figures {
 	i.mu.Lock()
 	out := figures{files: len(i.files)}
-	r := i.run
+	r, h := i.run, i.headers
 	i.mu.Unlock()
-	if r == nil {
-		return out
+	var v protocol.JobView
+	if r != nil {
+		r.mu.Lock()
+		v = r.view
+		r.mu.Unlock()
 	}
-	r.mu.Lock()
-	v := r.view
-	r.mu.Unlock()
 	out.Stats, out.elapsed = v.Stats, time.Duration(v.Seconds*float64(time.Second))
 	s := &out.Stats
 	switch i.phase {
@@ -473,13 +528,21 @@ func (i *instance) figures() figures {
 		s.DirsCopied -= min(s.DirMetaFailed, s.DirsCopied)
 		s.DirsFailed += s.DirMetaFailed
 	}
+	if v.State == "" || !v.State.Final() || s.FilesNotAdmitted > 0 {
+		s.DirsToBackup, s.FilesToBackup, s.BytesToBackup = max(s.DirsToBackup, h.dirs), max(s.FilesToBackup, h.files), max(s.BytesToBackup, h.bytes)
+	}
 	return out
 }
 
 // message says why the instance failed, or what keeps it from going on.
 func (i *instance) message() string {
-	r, err := i.started()
-	if err != nil {
+	i.mu.Lock()
+	r, refused := i.run, i.refused
+	i.mu.Unlock()
+	if r == nil {
+		if refused != nil {
+			return refused.Error()
+		}
 		return ""
 	}
 	r.mu.Lock()
@@ -562,8 +625,10 @@ func (r *run) requestCancel(ctx context.Context) error {
 func (i *instance) destroy(ctx context.Context) {
 	i.mu.Lock()
 	r := i.run
+	i.gone = true
+	i.decide()
 	i.mu.Unlock()
-	if r == nil {
+	if r == nil { // and it never will be
 		i.log.Debug("destroyed before it was started")
 		return
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/client"
 	"github.com/fsbackup/fsbackup/internal/engine"
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/host"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
 
@@ -25,6 +27,8 @@ const (
 	// each has its own limits within them.
 	localThreads = 512
 	localMemory  = 1 << 30
+	// defaultTmpdir is used where TMPDIR is not set.
+	defaultTmpdir = "/tmp"
 	// defaultMemory are the buffers of an instance that did not ask.
 	defaultMemory = 64 << 20
 )
@@ -118,6 +122,13 @@ func (l *library) destroy(ctx context.Context, handle uint64) error {
 	return nil
 }
 
+// environment is what Start takes from the environment of its moment.
+type environment struct {
+	cluster cluster
+	pool    string
+	tmpdir  string // "" = the default
+}
+
 // cluster says what runs jobs: the zero value is a cluster within this process.
 type cluster struct{ url, creds, ca, cert, key string }
 
@@ -137,9 +148,9 @@ type backend struct {
 	stop  func()
 }
 
-// acquire returns the backend for a cluster, opening it if need be. Each call
-// wants one release.
-func (l *library) acquire(ctx context.Context, to cluster) (*backend, error) {
+// acquire returns the backend for a cluster, opening it if need be; one within the
+// process has a directory in tmpdir. Each call wants one release.
+func (l *library) acquire(ctx context.Context, to cluster, tmpdir string) (*backend, error) {
 	l.mu.Lock()
 	b := l.backends[to]
 	if b != nil && b.dead() {
@@ -163,7 +174,7 @@ func (l *library) acquire(ctx context.Context, to cluster) (*backend, error) {
 	}
 	var err error
 	if to == (cluster{}) {
-		err = b.startLocal(ctx)
+		err = b.startLocal(ctx, tmpdir)
 	} else {
 		err = b.connect(ctx)
 	}
@@ -226,26 +237,27 @@ func (b *backend) dead() bool {
 
 // startLocal starts a cluster within the process. Nothing listens; streams are
 // in memory, the directory holds next to nothing.
-func (b *backend) startLocal(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "fsbackup-")
+func (b *backend) startLocal(ctx context.Context, tmpdir string) error {
+	scratch, err := host.MakeScratch(cmp.Or(tmpdir, defaultTmpdir))
 	if err != nil {
-		return &fault.Error{Kind: fault.KindOf(err), Op: "make a directory in", Path: os.TempDir(), Err: errors.Unwrap(err), Hint: "set TMPDIR to a directory that can be written"}
+		return err
 	}
+	dir := scratch.Dir
 	removeAtExit(dir)
 	log := b.lib.log
 	local, err := client.StartLocal(context.WithoutCancel(ctx), client.LocalConfig{
-		Dir: dir, Memory: true, Allow: []string{"/"}, Logger: log, Version: versionText(),
+		Dir: dir, Memory: true, Allow: []string{"/"}, Logger: log, Version: libVersion,
 		Engine: engine.Config{ReadThreads: localThreads, WriteThreads: localThreads, Memory: localMemory, Logger: log},
 	})
 	if err != nil {
-		return errors.Join(err, os.RemoveAll(dir))
+		return errors.Join(err, scratch.Remove())
 	}
 	b.Client, b.local = local.Client, local
 	b.stop = func() {
 		if err := local.Close(); err != nil {
 			log.Warn("stop the cluster within the process", "error", err)
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := scratch.Remove(); err != nil {
 			log.Warn("the library's files cannot be removed", "dir", dir, "error", err)
 		}
 		log.Info("the cluster within the process has stopped")

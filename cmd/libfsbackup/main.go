@@ -16,8 +16,12 @@ import "C"
 
 import "unsafe"
 
-// version is set by the linker.
-var version string
+// Set by the linker: the version of the library, which follows semantic versioning, and
+// the commit that it was built from.
+var (
+	libVersion = "0.0.0"
+	version    = "unknown"
+)
 
 // process is what this process holds of the library: C passes no context.
 var process = newLibrary()

@@ -144,16 +144,28 @@ func serve(ctx context.Context, cfg config, host string, getenv func(string) str
 	var g run.Group
 	g.Add(run.SignalHandler(ctx, os.Interrupt, syscall.SIGTERM))
 	g.Add(func() error { return w.Run(ctx) }, func(err error) { cancel(worker.ErrShutdown) })
+	g.Add(func() error { return closed(ctx, b) }, func(error) { cancel(worker.ErrShutdown) })
 	if cfg.HTTP != "" {
-		if err := addHTTP(ctx, &g, cfg.HTTP, tel); err != nil {
+		if err := addHTTP(ctx, &g, cfg.HTTP, tel, b); err != nil {
 			return err
 		}
 	}
 	return g.Run() //nolint:wrapcheck // the first actor's error, which says what it was
 }
 
+// closed waits until the connection is closed for good: a worker without one is of
+// no use, and whoever supervises it starts it again.
+func closed(ctx context.Context, b *bus.Bus) error {
+	select {
+	case <-b.Closed():
+		return b.Err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // addHTTP adds the HTTP server to the group.
-func addHTTP(ctx context.Context, g *run.Group, addr string, tel *telemetry.Telemetry) error {
+func addHTTP(ctx context.Context, g *run.Group, addr string, tel *telemetry.Telemetry, b *bus.Bus) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -161,8 +173,15 @@ func addHTTP(ctx context.Context, g *run.Group, addr string, tel *telemetry.Tele
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", tel.Handler())
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if !b.Connected() {
+			http.Error(w, "this worker has no connection to NATS now", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	g.Add(func() error { return s.Serve(l) }, func(error) { _ = s.Close() }) // requests are short
+	tel.Logger().Info("HTTP", "address", l.Addr().String())
 	return nil
 }

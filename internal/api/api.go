@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"time"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/fault"
@@ -13,18 +14,20 @@ import (
 )
 
 // Service is what a coordinator offers. Errors are of a fault kind and travel
-// with it. Submit and Append may be repeated.
+// with it. Submit and Append may be repeated. Lists come in pages, each of which
+// fits into one message of NATS.
 type Service interface {
 	Submit(context.Context, protocol.SubmitRequest) (protocol.SubmitReply, error)
 	Append(context.Context, protocol.AppendRequest) (protocol.SubmitReply, error)
 	Job(context.Context, protocol.JobRequest) (protocol.JobView, error)
-	Jobs(context.Context, struct{}) (protocol.JobsReply, error)
+	Jobs(context.Context, protocol.JobsRequest) (protocol.JobsReply, error)
 	Cancel(context.Context, protocol.JobRequest) (protocol.JobView, error)
 	Pause(context.Context, protocol.JobRequest) (protocol.JobView, error)
 	Resume(context.Context, protocol.JobRequest) (protocol.JobView, error)
 	Drop(context.Context, protocol.JobRequest) (protocol.JobView, error)
 	Failures(context.Context, protocol.FailuresRequest) (protocol.FailuresReply, error)
-	Workers(context.Context, struct{}) (protocol.WorkersReply, error)
+	Outcomes(context.Context, protocol.OutcomesRequest) (protocol.OutcomesReply, error)
+	Workers(context.Context, protocol.WorkersRequest) (protocol.WorkersReply, error)
 	Drain(context.Context, protocol.WorkerRequest) (protocol.WorkersReply, error)
 }
 
@@ -39,6 +42,7 @@ const (
 	OpResume   = "resume"
 	OpDrop     = "drop"
 	OpFailures = "failures"
+	OpOutcomes = "outcomes"
 	OpWorkers  = "workers"
 	OpDrain    = "drain"
 )
@@ -72,7 +76,7 @@ func op[Q, R any](name string, f func(context.Context, Q) (R, error)) operation 
 func operations(s Service) []operation {
 	return []operation{
 		op(OpSubmit, s.Submit), op(OpAppend, s.Append), op(OpJob, s.Job), op(OpJobs, s.Jobs), op(OpCancel, s.Cancel), op(OpPause, s.Pause),
-		op(OpResume, s.Resume), op(OpDrop, s.Drop), op(OpFailures, s.Failures), op(OpWorkers, s.Workers),
+		op(OpResume, s.Resume), op(OpDrop, s.Drop), op(OpFailures, s.Failures), op(OpOutcomes, s.Outcomes), op(OpWorkers, s.Workers),
 		op(OpDrain, s.Drain),
 	}
 }
@@ -117,13 +121,24 @@ func errorReply(err error) *protocol.ErrorReply {
 
 // Call asks the coordinator over NATS.
 func Call[R any](ctx context.Context, b *bus.Bus, op string, request any) (R, error) {
+	return callBy[R](op, request, func(subject string, data []byte) ([]byte, error) { return b.Request(ctx, subject, data) })
+}
+
+// CallLong is Call for what takes the coordinator long. It waits while the
+// coordinator says, at least once in silence, that it is at work; working hears of
+// that.
+func CallLong[R any](ctx context.Context, b *bus.Bus, op string, request any, silence time.Duration, working func()) (R, error) {
+	return callBy[R](op, request, func(subject string, data []byte) ([]byte, error) { return b.Ask(ctx, subject, data, silence, working) })
+}
+
+func callBy[R any](op string, request any, ask func(subject string, data []byte) ([]byte, error)) (R, error) {
 	var zero R
 	data, err := json.Marshal(request)
 	if err != nil {
 		return zero, fault.New(fault.Internal, "encode request of %s: %w", op, err)
 	}
-	out, err := b.Request(ctx, protocol.SubjectAPI+"."+op, data)
-	if fault.Is(err, fault.Unavailable) {
+	out, err := ask(protocol.SubjectAPI+"."+op, data)
+	if errors.Is(err, bus.ErrNobody) {
 		return zero, &fault.Error{Kind: fault.Unavailable, Op: "ask the coordinator", Err: errors.New("none is running on this NATS"), Hint: "start one with: coordinator --nats URL, or --store DIR --nats-listen ADDR"}
 	}
 	if err != nil {

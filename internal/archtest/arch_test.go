@@ -23,27 +23,34 @@ var imports = []row{
 	{"internal/treetest", ""},             // trees for tests
 	{"internal/mutant", ""},               // defences that a build for tests can do without
 	{"internal/fault", ""},                // kinds of errors; everybody's leaf
+	{"internal/entry", ""},                // operations, metadata and counts of entries
+	{"internal/host", "internal/fault"},   // who a process is among hosts
 	{"internal/web", ""},                  // embedded assets
 	{"internal/telemetry/instrument", ""}, // OpenTelemetry's interfaces only
 	{"internal/telemetry", "internal/fault internal/telemetry/instrument"},
 
-	{"internal/controlfile/...", "internal/fault"},
-	{"internal/scanner/...", "internal/fault internal/controlfile"},
-	{"internal/engine/...", "internal/fault"},
-	{"internal/protocol", "internal/fault"},
-	// A shard is made of the engine's entries, and the worker turns it back into them.
-	{"internal/shard", "internal/fault internal/controlfile internal/engine internal/protocol"},
-	{"internal/state", "internal/fault internal/mutant internal/protocol"},
+	{"internal/controlfile/...", "internal/fault internal/entry"},
+	{"internal/scanner/...", "internal/fault internal/entry internal/controlfile"},
+	{"internal/engine/...", "internal/fault internal/entry"},
+	{"internal/protocol", "internal/fault internal/entry"},
+	{"internal/shard", "internal/fault internal/entry internal/controlfile internal/protocol"},
+	{"internal/state", "internal/fault internal/entry internal/mutant internal/protocol"},
 
 	{"internal/bus/...", "internal/fault internal/mutant internal/protocol internal/telemetry/instrument"},
 	{"internal/api", "internal/fault internal/protocol internal/bus internal/web"},
 
-	{"internal/coordinator/...", `internal/fault internal/mutant internal/telemetry/instrument internal/controlfile
-		internal/protocol internal/shard internal/state internal/bus internal/api`},
-	{"internal/worker/...", `internal/fault internal/mutant internal/telemetry/instrument internal/engine
+	// The four parts of the coordinator: all know the records, and not each other.
+	{"internal/coordinator/records", `internal/fault internal/controlfile internal/protocol internal/state internal/bus`},
+	{"internal/coordinator/publisher", `internal/fault internal/entry internal/mutant internal/telemetry/instrument internal/controlfile
+		internal/protocol internal/shard internal/state internal/bus internal/coordinator/records`},
+	{"internal/coordinator/folder", "internal/fault internal/protocol internal/state internal/bus internal/coordinator/records"},
+	{"internal/coordinator/roster", "internal/fault internal/host internal/mutant internal/protocol internal/state internal/bus internal/coordinator/records"},
+	{"internal/coordinator", `internal/fault internal/host internal/entry internal/controlfile internal/protocol internal/shard internal/state internal/bus internal/api
+		internal/coordinator/records internal/coordinator/publisher internal/coordinator/folder internal/coordinator/roster`},
+	{"internal/worker/...", `internal/fault internal/host internal/entry internal/mutant internal/telemetry/instrument internal/engine
 		internal/protocol internal/bus`},
 	// A client talks to a cluster, or starts one in the process.
-	{"internal/client", `internal/fault internal/telemetry/instrument internal/controlfile internal/scanner
+	{"internal/client", `internal/fault internal/mutant internal/shard internal/telemetry/instrument internal/controlfile internal/scanner
 		internal/engine internal/protocol internal/bus internal/api internal/coordinator internal/worker`},
 
 	// What is known of a source and its destination from run to run.
@@ -55,9 +62,9 @@ var imports = []row{
 	{"cmd/coordinator", `internal/fault internal/telemetry internal/protocol internal/bus internal/api
 		internal/web internal/coordinator`},
 	{"cmd/worker", "internal/fault internal/telemetry internal/protocol internal/bus internal/engine internal/worker"},
-	{"cmd/fsbackup", `internal/fault internal/telemetry internal/controlfile internal/scanner internal/history
-		internal/protocol internal/bus internal/engine internal/api internal/web internal/client`},
-	{"cmd/libfsbackup", `internal/fault internal/controlfile internal/protocol internal/bus
+	{"cmd/fsbackup", `internal/fault internal/entry internal/telemetry internal/controlfile internal/scanner internal/history
+		internal/protocol internal/bus internal/engine internal/api internal/web internal/client internal/host`},
+	{"cmd/libfsbackup", `internal/fault internal/host internal/controlfile internal/protocol internal/bus
 		internal/engine internal/client`},
 	{"bench/...", "*"}, // measures any part on its own
 }

@@ -198,12 +198,21 @@ func TestSwapLosesToAnotherWriter(t *testing.T) {
 	if _, err := kv.Swap(t.Context(), "job.a", []byte("3"), rev-1); !errors.Is(err, ErrConflict) {
 		t.Fatalf("stale revision: %v", err)
 	}
+	if err := kv.DeleteAt(t.Context(), "job.a", rev-1); !errors.Is(err, ErrConflict) {
+		t.Fatalf("delete at a stale revision: %v", err)
+	}
 	n := 0
 	if err := kv.Each(t.Context(), "job.*", func(string, []byte, uint64) error { n++; return nil }); err != nil || n != 1 {
 		t.Fatalf("%d keys, %v", n, err)
 	}
 	if err := kv.Each(t.Context(), "none.*", func(string, []byte, uint64) error { return nil }); err != nil {
 		t.Fatal(err)
+	}
+	if err := kv.DeleteAt(t.Context(), "job.a", rev); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := kv.Get(t.Context(), "job.a"); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("a deleted key: %v", err)
 	}
 }
 

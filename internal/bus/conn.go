@@ -23,15 +23,18 @@ type Config struct {
 	Server *Server
 	// Name of the connection in NATS's own monitoring.
 	Name string
-	// Creds is a file with user credentials (JWT and seed); optional.
+	// Creds is a file with user credentials (JWT and seed); optional. It is read
+	// again for each login.
 	Creds string
 	// User and Password, where the URL has none; optional.
 	User, Password string
-	// CA, Cert and Key are PEM files for TLS; optional.
+	// CA, Cert and Key are PEM files for TLS; optional. They are read again for
+	// each connection.
 	CA, Cert, Key string
-	// Patient waits for ever for the first connection, and says so; otherwise
-	// Connect gives up after Patience. What waiting cannot mend, such as a URL
-	// that is none or credentials that are refused, is an error in any case.
+	// Patient waits for ever for the first connection, and says so: also where the
+	// login is refused, since somebody may put that right. Otherwise Connect gives
+	// up after Patience. What waiting cannot mend, such as a URL that is none or a
+	// file that does not exist, is an error in any case.
 	Patient  bool
 	Patience time.Duration // default 4 s
 	Logger   *slog.Logger  // default: silent
@@ -42,10 +45,15 @@ type Bus struct {
 	nc  *nats.Conn
 	js  jetstream.JetStream
 	log *slog.Logger
-	url string
+	url string // without secrets
 
-	mu   sync.Mutex    // guards lost
-	lost chan struct{} // closed when the connection is; then there is a new one
+	closed chan struct{} // closed when there will be no connection any more
+
+	mu      sync.Mutex    // guards what follows
+	lost    chan struct{} // closed when the connection is; then there is a new one
+	closing bool          // by Close
+	err     error         // why it was closed, unless by Close
+	refused time.Time     // when it was last said that logins are refused
 }
 
 // errLost ends a wait for an answer that went with its connection.
@@ -84,7 +92,55 @@ func (b *Bus) noteLost() {
 	b.lost = make(chan struct{})
 }
 
-// Connect connects to NATS. Once connected it reconnects for ever.
+// noteClosed notes that the connection is closed for good.
+func (b *Bus) noteClosed(nc *nats.Conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.closed:
+		return
+	default:
+	}
+	if !b.closing {
+		err := nc.LastError()
+		if err == nil {
+			err = nats.ErrConnectionClosed
+		}
+		b.err = &fault.Error{Kind: fault.Transient, Op: "stay connected to NATS at", Path: b.url, Err: err, Hint: "start the process again"}
+	}
+	close(b.closed)
+}
+
+// noteError tells what the connection has to report, refused logins once in a while.
+func (b *Bus) noteError(subject string, err error) {
+	if !loginRefused(err) {
+		b.log.Warn("NATS reports an error", "subject", subject, "error", err)
+		return
+	}
+	b.log.Debug("NATS refuses the login", "url", b.url, "error", err)
+	b.mu.Lock()
+	say := time.Since(b.refused) >= sayEvery
+	if say {
+		b.refused = time.Now()
+	}
+	b.mu.Unlock()
+	if say {
+		b.log.Warn("NATS refuses the login, trying again until it is accepted", "url", b.url, "error", err)
+	}
+}
+
+// loginRefused reports whether err is an answer to who we say we are.
+func loginRefused(err error) bool {
+	for _, is := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	return false
+}
+
+// Connect connects to NATS. Once connected it reconnects for ever, whatever the
+// reason that it lost the connection or cannot get it back.
 func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	log := cfg.Logger
 	if log == nil {
@@ -93,12 +149,34 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	if cfg.Patience == 0 {
 		cfg.Patience = 4 * time.Second
 	}
-	b := &Bus{log: log, url: cfg.URL, lost: make(chan struct{})}
-	opts := []nats.Option{
+	b := &Bus{log: log, url: Redact(cfg.URL), lost: make(chan struct{}), closed: make(chan struct{})}
+	if cfg.Server != nil {
+		b.url = "nats://in-process"
+	}
+	url, opts := b.options(cfg)
+	nc, err := b.dial(ctx, url, opts, cfg.Patient)
+	if err != nil {
+		return nil, err
+	}
+	b.nc = nc
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(10*time.Second))
+	if err != nil {
+		b.Close()
+		return nil, fault.New(fault.Internal, "open JetStream: %w", err)
+	}
+	b.js = js
+	return b, nil
+}
+
+// options returns where and how to connect.
+func (b *Bus) options(cfg Config) (url string, opts []nats.Option) {
+	opts = []nats.Option{
 		nats.Name(cfg.Name),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(500 * time.Millisecond),
 		nats.ReconnectBufSize(-1), // an unsent message must fail, not be sent late
+		// By default the second refusal of a login closes the connection for good.
+		nats.IgnoreAuthErrorAbort(),
 		nats.Timeout(min(cfg.Patience, 4*time.Second)),
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
@@ -106,24 +184,28 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			b.noteLost()
 			if err != nil {
-				log.Warn("connection to NATS lost, reconnecting until it is back", "url", cfg.URL, "error", err)
+				b.log.Warn("connection to NATS lost, reconnecting until it is back", "url", b.url, "error", err)
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			log.Info("connected to NATS again", "url", nc.ConnectedUrlRedacted())
+			b.log.Info("connected to NATS again", "url", Redact(nc.ConnectedUrl()))
 		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			b.log.Debug("cannot connect to NATS again yet", "url", b.url, "error", err)
+		}),
+		nats.ClosedHandler(b.noteClosed),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			subject := ""
 			if sub != nil {
 				subject = sub.Subject
 			}
-			log.Warn("NATS reports an error", "subject", subject, "error", err)
+			b.noteError(subject, err)
 		}),
 	}
-	url := cfg.URL
+	url = cfg.URL
 	if cfg.Server != nil {
 		opts = append(opts, nats.InProcessServer(cfg.Server.s))
-		url = "nats://in-process"
+		url = b.url
 		if cfg.User == "" {
 			cfg.User, cfg.Password = cfg.Server.user, cfg.Server.password
 		}
@@ -140,18 +222,7 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 	if cfg.Cert != "" {
 		opts = append(opts, nats.ClientCert(cfg.Cert, cfg.Key))
 	}
-	nc, err := dial(ctx, url, opts, cfg.Patient, log)
-	if err != nil {
-		return nil, err
-	}
-	b.nc, b.url = nc, url
-	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(10*time.Second))
-	if err != nil {
-		nc.Close()
-		return nil, fault.New(fault.Internal, "open JetStream: %w", err)
-	}
-	b.js = js
-	return b, nil
+	return url, opts
 }
 
 const (
@@ -162,43 +233,46 @@ const (
 )
 
 // dial makes the first connection; patient tries until it stands.
-func dial(ctx context.Context, url string, opts []nats.Option, patient bool, log *slog.Logger) (*nats.Conn, error) {
+func (b *Bus) dial(ctx context.Context, url string, opts []nats.Option, patient bool) (*nats.Conn, error) {
 	var said time.Time
 	for {
 		nc, err := nats.Connect(url, opts...)
 		if err == nil {
 			if !said.IsZero() {
-				log.Info("connected to NATS", "url", nc.ConnectedUrlRedacted())
+				b.log.Info("connected to NATS", "url", Redact(nc.ConnectedUrl()))
 			}
 			return nc, nil
 		}
-		err = unreachable(url, err)
-		if !patient || !fault.Is(err, fault.Unavailable) {
+		err = b.unreachable(err)
+		if !patient || (!fault.Is(err, fault.Unavailable) && !loginRefused(err)) {
 			return nil, err
 		}
 		if time.Since(said) >= sayEvery {
 			said = time.Now()
-			log.Warn("NATS cannot be reached, waiting for it", "error", err)
+			b.log.Warn("cannot connect to NATS, trying again until it works", "error", err)
 		}
 		if !Sleep(ctx, dialPause) {
-			return nil, fault.New(fault.Canceled, "connect to NATS at %s: %w", url, context.Cause(ctx))
+			return nil, fault.New(fault.Canceled, "connect to NATS at %s: %w", b.url, context.Cause(ctx))
 		}
 	}
 }
 
-func unreachable(url string, err error) error {
+// unreachable is why the first connection cannot be made. What cannot be parsed
+// is not repeated: it may hold a password.
+func (b *Bus) unreachable(err error) error {
 	kind := fault.Unavailable
 	hint := "is nats-server running there? name another with --nats URL"
 	var bad *neturl.Error
 	switch {
-	case errors.Is(err, nats.ErrAuthorization):
+	case loginRefused(err):
 		kind, hint = fault.Denied, "give user and password in the URL, or --creds FILE"
 	case errors.As(err, &bad):
-		kind, hint = fault.Invalid, "a URL looks like nats://HOST:4222"
+		kind, hint = fault.Invalid, "a URL looks like nats://HOST:4222; write special characters of a password as %XX"
+		err = errors.New("this is no URL")
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
 		kind, hint = fault.KindOf(err), "name readable files with --creds, --tls-ca, --tls-cert and --tls-key"
 	}
-	return &fault.Error{Kind: kind, Op: "connect to NATS at", Path: url, Err: err, Hint: hint}
+	return &fault.Error{Kind: kind, Op: "connect to NATS at", Path: b.url, Err: err, Hint: hint}
 }
 
 // MaxPayload is the largest message that the server takes, in bytes.
@@ -207,8 +281,22 @@ func (b *Bus) MaxPayload() int { return int(b.nc.MaxPayload()) }
 // Connected reports whether the connection stands now.
 func (b *Bus) Connected() bool { return b.nc.IsConnected() }
 
+// Closed is closed when there is no connection and will be none; Err says why.
+func (b *Bus) Closed() <-chan struct{} { return b.closed }
+
+// Err returns why the connection was closed for good, once Closed is closed: nil
+// after Close.
+func (b *Bus) Err() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
+
 // Close flushes what is under way and closes the connection.
 func (b *Bus) Close() {
+	b.mu.Lock()
+	b.closing = true
+	b.mu.Unlock()
 	if err := b.nc.FlushTimeout(2 * time.Second); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 		b.log.Debug("flush before closing", "error", err)
 	}

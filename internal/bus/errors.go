@@ -18,6 +18,8 @@ const (
 	codeStreamStoreFailed     jetstream.ErrorCode = 10077 // a limit refuses the message
 	codeNotFound              jetstream.ErrorCode = 10037
 	codeStreamNotFound        jetstream.ErrorCode = 10059
+	codeConsumerNotFound      jetstream.ErrorCode = 10014
+	codeConsumerDoesNotExist  jetstream.ErrorCode = 10149
 	codeInsufficientResources jetstream.ErrorCode = 10023
 	codeStorageExceeded       jetstream.ErrorCode = 10047
 	codeAccountExceeded       jetstream.ErrorCode = 10002
@@ -29,11 +31,24 @@ var ErrConflict = errors.New("another writer came first")
 // ErrExists means that the stream has a message on a subject that takes one.
 var ErrExists = errors.New("exists already")
 
-// ErrNotFound means that a key, object or message does not exist.
+// ErrNotFound means that a key, object or message does not exist, while the stream
+// that would have it does.
 var ErrNotFound = errors.New("not found")
+
+// ErrNoStream means that a stream, bucket or consumer is gone, or that no server
+// answers for it: nothing is known of what it had. Bus.EnsureLayout and
+// Bus.EnsurePool make them.
+var ErrNoStream = errors.New("no server has the stream")
+
+// ErrGone comes with ErrNoStream where a server says that the stream or consumer is
+// not there. Without it nobody may have answered, as while a server starts.
+var ErrGone = errors.New("it does not exist")
 
 // ErrFull means that a stream is at its limit.
 var ErrFull = errors.New("stream is full")
+
+// ErrClosed means that the connection is closed for good: see Bus.Closed.
+var ErrClosed = nats.ErrConnectionClosed
 
 // errNotConnected means that the connection is being made again.
 var errNotConnected = errors.New("not connected to NATS")
@@ -51,13 +66,17 @@ func classify(op, name string, err error) error {
 		switch js.APIError().ErrorCode {
 		case codeWrongLastSequence, codeWrongLastSequenceRepl:
 			return wrap(fault.Stale, errors.Join(ErrConflict, err))
-		case codeNotFound, codeStreamNotFound:
+		case codeNotFound:
 			return wrap(fault.NotFound, errors.Join(ErrNotFound, err))
+		case codeStreamNotFound, codeConsumerNotFound, codeConsumerDoesNotExist:
+			return wrap(fault.Unavailable, errors.Join(ErrNoStream, ErrGone, err))
 		case codeInsufficientResources, codeStorageExceeded, codeAccountExceeded:
 			return wrap(fault.Exhausted, errors.Join(ErrFull, err))
 		}
 	}
 	switch {
+	case noStream(err):
+		return wrap(fault.Unavailable, errors.Join(ErrNoStream, err))
 	case errors.Is(err, jetstream.ErrKeyExists):
 		return wrap(fault.Stale, errors.Join(ErrConflict, err))
 	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, jetstream.ErrKeyDeleted), errors.Is(err, jetstream.ErrObjectNotFound), errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, jetstream.ErrNoKeysFound):
@@ -74,4 +93,18 @@ func classify(op, name string, err error) error {
 		return wrap(fault.Unavailable, err)
 	}
 	return wrap(fault.Transient, err)
+}
+
+// noStream reports whether err, which has no code of the server, says that a stream
+// or consumer is gone or that nobody answers for it.
+func noStream(err error) bool {
+	for _, is := range []error{
+		jetstream.ErrBucketNotFound, jetstream.ErrNoStreamResponse, jetstream.ErrConsumerDeleted, nats.ErrNoResponders,
+		nats.ErrStreamNotFound, nats.ErrConsumerNotFound, // what the library calls them where it follows a stream
+	} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	return false
 }

@@ -61,6 +61,15 @@ func (k *KV) Delete(ctx context.Context, key string) error {
 	return classify("delete", key, k.kv.Purge(ctx, key))
 }
 
+// DeleteAt removes a key if its revision is rev. Where it is not, the error wraps
+// ErrConflict.
+func (k *KV) DeleteAt(ctx context.Context, key string, rev uint64) error {
+	if rev == 0 {
+		return fault.New(fault.Internal, "delete %q: no revision was given", key)
+	}
+	return classify("delete", key, k.kv.Purge(ctx, key, jetstream.LastRevision(rev)))
+}
+
 // Each calls f with the keys that match filter and their values.
 func (k *KV) Each(ctx context.Context, filter string, f func(key string, value []byte, rev uint64) error) error {
 	w, err := k.kv.Watch(ctx, filter, jetstream.IgnoreDeletes())

@@ -146,7 +146,7 @@ func (b *Bus) Send(subject string, data []byte) error {
 func (b *Bus) Request(ctx context.Context, subject string, data []byte) ([]byte, error) {
 	m, err := b.nc.RequestWithContext(ctx, subject, data)
 	if errors.Is(err, nats.ErrNoResponders) {
-		return nil, &fault.Error{Kind: fault.Unavailable, Op: "ask", Path: subject, Err: errors.New("nobody answers")}
+		return nil, &fault.Error{Kind: fault.Unavailable, Op: "ask", Path: subject, Err: ErrNobody}
 	}
 	if err != nil {
 		return nil, classify("ask", subject, err)

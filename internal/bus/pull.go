@@ -33,7 +33,8 @@ type Pool struct {
 	name string
 }
 
-// Pool binds to the consumer of a pool's shards, which EnsurePool has made.
+// Pool binds to the consumer of a pool's shards, which EnsurePool has made. The error
+// wraps ErrNoStream if there is none.
 func (b *Bus) Pool(ctx context.Context, class, pool string) (*Pool, error) {
 	name := protocol.PoolConsumer(class, pool)
 	c, err := b.js.Consumer(ctx, protocol.StreamShards, name)
@@ -45,7 +46,8 @@ func (b *Bus) Pool(ctx context.Context, class, pool string) (*Pool, error) {
 
 // Next waits at most wait for a shard. It returns nil without an error if none
 // came. One request a shard: a standing request for several would let the server
-// hand shards to a worker that is busy.
+// hand shards to a worker that is busy. The error wraps ErrNoStream if nobody answers
+// for the consumer: it was deleted, or its server starts just now.
 func (p *Pool) Next(ctx context.Context, wait time.Duration) (*Delivery, error) {
 	batch, err := p.c.Fetch(1, jetstream.FetchMaxWait(wait))
 	if err != nil {

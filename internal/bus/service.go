@@ -35,7 +35,9 @@ func (b *Bus) Serve(ctx context.Context, name, version, prefix string, endpoints
 	for _, e := range endpoints {
 		h := micro.HandlerFunc(func(r micro.Request) {
 			go func() {
+				stop := b.signs(r, e.Name)
 				out := e.Handle(ctx, r.Data())
+				stop()
 				if out == nil {
 					return
 				}

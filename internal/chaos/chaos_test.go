@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsbackup/fsbackup/internal/mutant"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
@@ -119,6 +120,24 @@ func trial(t *testing.T, seed int) {
 
 	treetest.Random(t, x.src, uint64(seed), 1500)
 	treetest.Nasty(t, filepath.Join(x.src, "nasty"))
+	if !guardsEnds() {
+		x.jobs()
+	}
+	if !t.Failed() {
+		x.ends(seed)
+	}
+}
+
+// guardsEnds reports whether a defence is switched off that only matters to jobs that
+// end badly: the others would take minutes to show nothing.
+func guardsEnds() bool {
+	return mutantName == string(mutant.Quiet) || mutantName == string(mutant.Answered)
+}
+
+// jobs runs jobs that end as they should whatever hits the cluster meanwhile.
+func (x *run) jobs() {
+	t, r := x.t, x.r
+	t.Helper()
 	before := treetest.Listing(t, x.src)
 	f := treetest.Count(before)
 	x.job("full", "", faultsFull, protocol.Stats{
@@ -197,7 +216,9 @@ func (x *run) job(name, previous string, faults uint64, want protocol.Stats) {
 	// copy and in mtime files, and are finished as well.
 	per := max(1, entries/300)
 	expected := (entries + 2*want.DirsToBackup) / per
-	id := x.submit(scan, x.dst, "--check-contents", "--shard-entries", fmt.Sprint(per))
+	args := append([]string{"--check-contents", "--shard-entries", fmt.Sprint(per)}, x.dirOptions()...)
+	x.t.Logf("job %s: %q", name, args)
+	id := x.submit(scan, x.dst, args...)
 	p := x.follow(id)
 	defer p.stop()
 	if p.reaches(4) {
@@ -214,6 +235,18 @@ func (x *run) job(name, previous string, faults uint64, want protocol.Stats) {
 	v := p.end()
 	x.t.Logf("job %s: %s after %.1f s, %d shards repeated, answered by %v", name, v.State, v.Seconds, v.Stats.ShardsRepeated, v.Workers)
 	x.check(v, x.dst, want)
+}
+
+// dirOptions draws what becomes of directories that are to go, or that stand in the
+// way. A scan names all that is in them, so it makes no difference in the end.
+func (x *run) dirOptions() []string {
+	switch x.r.IntN(3) {
+	case 0:
+		return nil
+	case 1:
+		return []string{"--delete-empty-dirs"}
+	}
+	return []string{"--delete-empty-dirs", "--spare-dirs", "--delete-before"} // else what is in the way is still there
 }
 
 // next returns the next disturbance of the seed that is possible now.
@@ -394,6 +427,12 @@ func (p *progress) count() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.done
+}
+
+func (p *progress) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.view.State.Final()
 }
 
 func (p *progress) phase() protocol.Phase {

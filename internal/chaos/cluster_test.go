@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,11 +23,18 @@ import (
 // seconds). Those of NATS cannot be scaled: a new leader of a stream takes it 4
 // to 10 s.
 const (
-	lease     = 2 * time.Second
-	ackWait   = 3 * time.Second
 	leader    = 3 * time.Second
 	heartbeat = 300 * time.Millisecond
 )
+
+// lease and ackWait are longer where what guards the end of a job is switched off:
+// as in real clusters, a job can end in much less time than a lease lasts.
+var lease, ackWait = func() (lease, ackWait time.Duration) {
+	if guardsEnds() {
+		return 6 * time.Second, 9 * time.Second
+	}
+	return 2 * time.Second, 3 * time.Second
+}()
 
 // slots is how many shards a worker has at once.
 const slots = 2
@@ -34,6 +42,9 @@ const slots = 2
 // pace is how late bytes arrive on each way while faults are injected, so that a
 // job with few entries takes long enough for all of them.
 const pace = 40 * time.Millisecond
+
+// password is with which nodes of NATS let in who connects.
+const password = "let-me-in"
 
 // cluster is NATS, coordinators and workers as processes. Each connects through
 // proxies of its own.
@@ -51,6 +62,7 @@ type cluster struct {
 	daemons  []*daemon
 
 	nats         []part
+	confs        []string // of the nodes, with %s for the password
 	coordinators map[string]part
 	workers      map[string]part
 	routes       []part  // between two nodes of NATS
@@ -150,17 +162,43 @@ func (c *cluster) startNATS(store string) {
 		c.routes = append(c.routes, part{name: fmt.Sprintf("n%d-n%d", i+1, next+1), wires: wires{w}})
 		name := fmt.Sprintf("n%d", i+1)
 		conf := fmt.Sprintf("server_name: %s\nlisten: %q\nmax_payload: 8MB\nping_interval: \"10s\"\nping_max: 3\n"+
+			"authorization { user: chaos, password: %%s }\n"+
 			"jetstream { store_dir: %q, sync_interval: always }\n"+
 			"cluster { name: chaos, listen: %q, cluster_advertise: \"127.0.0.1:9\", no_advertise: true, routes: [ %q ] }\n",
 			name, c.nodes[i], filepath.Join(store, name), routeAddr[i], "nats://"+w.addr())
-		file := filepath.Join(c.dir, name+".conf")
-		if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-			c.t.Fatal(err)
-		}
-		c.nats = append(c.nats, part{name: name, node: i, d: c.start(name, "nats-server", "--config", file)})
+		c.confs = append(c.confs, conf)
+		c.configure(i, password)
+		c.nats = append(c.nats, part{name: name, node: i, d: c.start(name, "nats-server", "--config", c.confFile(i))})
 	}
 	for i := range c.nats {
 		c.nats[i].wires = between[i]
+	}
+}
+
+func (c *cluster) confFile(node int) string {
+	return filepath.Join(c.dir, fmt.Sprintf("n%d.conf", node+1))
+}
+
+// configure writes a node's configuration in one step: a node may start any moment.
+func (c *cluster) configure(node int, password string) {
+	c.t.Helper()
+	file := c.confFile(node)
+	err := os.WriteFile(file+".new", fmt.Appendf(nil, c.confs[node], password), 0o600)
+	if err == nil {
+		err = os.Rename(file+".new", file)
+	}
+	if err != nil {
+		c.t.Error(err) // a fault may be injected on a goroutine of its own
+	}
+}
+
+// accept has all nodes of NATS take logins with one password only, those that are
+// down or frozen as soon as they run.
+func (c *cluster) accept(password string) {
+	c.t.Helper()
+	for i, n := range c.nats {
+		c.configure(i, password)
+		n.d.signal(syscall.SIGHUP)
 	}
 }
 
@@ -169,9 +207,13 @@ func (c *cluster) link() (string, wires) {
 	c.t.Helper()
 	var urls []string
 	var ws wires
+	login := ""
+	if c.nats != nil {
+		login = "chaos:" + password + "@"
+	}
 	for i, n := range c.nodes {
 		w := newWire(c.t, n, pace)
-		urls, ws = append(urls, "nats://"+w.addr()), append(ws, w)
+		urls, ws = append(urls, "nats://"+login+w.addr()), append(ws, w)
 		if c.nats != nil {
 			c.nats[i].wires = append(c.nats[i].wires, w)
 		}

@@ -28,6 +28,7 @@ const (
 	stall  = "black hole"     // bytes are held back, and arrive after all
 	hole   = "hole and reset" // bytes are held back and never arrive
 	reset  = "reset"          // connections end, and new ones are taken
+	refuse = "logins refused" // connections end, and new ones are told that the password is wrong
 )
 
 // Components.
@@ -37,6 +38,7 @@ const (
 	aStandby = "standby"
 	aNode    = "NATS node"
 	aRoute   = "NATS route"
+	allNATS  = "NATS"
 )
 
 // disturbances lists all that a cluster can suffer.
@@ -54,6 +56,7 @@ func (c *cluster) disturbances() []disturbance {
 		add(aStandby, kill, freeze)
 		add(aNode, kill, term, freeze, cut, stall, hole)
 		add(aRoute, cut, stall, hole, reset)
+		add(allNATS, refuse)
 	}
 	return out
 }
@@ -89,7 +92,7 @@ func (x *table) String() string {
 	for k := range by {
 		keys = append(keys, k)
 	}
-	order := []string{aWorker, theLead, aStandby, aNode, aRoute}
+	order := []string{aWorker, theLead, aStandby, aNode, aRoute, allNATS}
 	slices.SortFunc(keys, func(a, b disturbance) int {
 		if d := slices.Index(order, a.component) - slices.Index(order, b.component); d != 0 {
 			return d
@@ -121,6 +124,8 @@ func (c *cluster) pick(r *rand.Rand, component string) (part, bool) {
 	switch component {
 	case aNode:
 		return c.nats[r.IntN(len(c.nats))], true
+	case allNATS:
+		return part{name: allNATS}, true
 	case aRoute:
 		return c.routes[r.IntN(len(c.routes))], true
 	case aWorker:
@@ -181,6 +186,10 @@ func (c *cluster) inject(r *rand.Rand, d disturbance, p part) (began, ended time
 	case cut:
 		p.wires.cut()
 		c.wait(lasts)
+	case refuse:
+		c.accept("nobody-knows")
+		c.wait(lasts)
+		c.accept(password)
 	case stall, hole:
 		p.wires.stall()
 		avoid(true)

@@ -77,7 +77,8 @@ func StartLocal(ctx context.Context, cfg LocalConfig) (*Local, error) {
 	}
 	undo = append(undo, func() { _ = parts.engine.Close() }) // holds no data
 	l.free = free
-	l.Client = &Client{bus: parts.client, shared: true}
+	// No patience: who does not answer here is gone for good.
+	l.Client = &Client{bus: parts.client, shared: true, silence: callTimeout}
 	ctx, l.stop = context.WithCancelCause(ctx)
 	go l.run(ctx, server, parts)
 	for _, ready := range []<-chan struct{}{l.serving, parts.worker.Ready()} {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
-	"github.com/fsbackup/fsbackup/internal/client"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
@@ -26,7 +25,7 @@ func TestCancelInEveryState(t *testing.T) {
 	}{
 		"queued behind another": {1, func(x *cancelled) {
 			x.dst = filepath.Join(x.other, "below")
-			first := x.c.Submit(x.src, x.other, small)
+			first := x.c.Hold("", x.src, x.other, small).ID
 			x.c.Until(first, func(v protocol.JobView) bool { return v.State == protocol.StateRunning })
 			if _, err := x.c.Pause(x.t.Context(), first); err != nil {
 				x.t.Fatal(err)
@@ -47,13 +46,7 @@ func TestCancelInEveryState(t *testing.T) {
 			}
 		}},
 		"its list not complete": {1, func(x *cancelled) {
-			files, meta := x.c.Scan(x.src)
-			x.id = client.NewJobID(time.Now())
-			spec := protocol.JobSpec{Source: x.src, Destination: x.dst, Meta: meta, WriteMeta: true}
-			spec.Limits.Entries = 7
-			if err := x.c.Client.Submit(x.t.Context(), x.id, spec, files, false); err != nil {
-				x.t.Fatal(err)
-			}
+			x.submit()
 			x.c.Until(x.id, func(v protocol.JobView) bool {
 				return len(v.Phases) > 0 && v.Phases[0].Done > 0 && v.Phases[0].Open == 0
 			})
@@ -61,7 +54,7 @@ func TestCancelInEveryState(t *testing.T) {
 		"a shard acknowledged without a result": {1, func(x *cancelled) { x.submit(); x.runs(); x.swallow() }},
 		"its queue purged":                      {1, func(x *cancelled) { x.submit(); x.runs(); x.purge(protocol.SubjectsShards) }},
 		"queue and cursor purged":               {1, func(x *cancelled) { x.submit(); x.runs(); x.purge(">") }},
-		"its worker just killed":                {1, func(x *cancelled) { x.submit(); x.runs(); x.workers[0].Kill() }},
+		"its worker just killed":                {1, func(x *cancelled) { x.submit(); x.runs(); x.workers[0].Kill(); x.workers = nil }},
 		"its coordinator just killed":           {2, func(x *cancelled) { x.submit(); x.runs(); x.c.KillCoordinator(); x.c.StartCoordinator() }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -95,6 +88,7 @@ type cancelled struct {
 	t               *testing.T
 	c               *Cluster
 	src, dst, other string
+	job             *Held
 	id              protocol.JobID
 	workers         []*Part
 }
@@ -110,12 +104,14 @@ func newCancelled(t *testing.T, workers int) *cancelled {
 
 func (x *cancelled) submit() {
 	x.t.Helper()
-	x.id = x.c.Submit(x.src, x.dst, small)
+	x.job = x.c.Hold("", x.src, x.dst, small)
+	x.id = x.job.ID
 }
 
 func (x *cancelled) runs() {
 	x.t.Helper()
 	x.c.Until(x.id, func(v protocol.JobView) bool { return done(v) > 10 })
+	x.job.More()
 }
 
 func (x *cancelled) queue(f func(*bus.Bus) error) {
@@ -132,9 +128,23 @@ func (x *cancelled) purge(subject string) {
 	x.queue(func(b *bus.Bus) error { return b.Purge(x.t.Context(), protocol.StreamShards, subject, 0) })
 }
 
+// swallow has the worker compete for shards until one is lost.
 func (x *cancelled) swallow() {
 	x.t.Helper()
-	x.queue(func(b *bus.Bus) error { return swallowOne(x.t.Context(), b, 10*time.Second) })
+	x.queue(func(b *bus.Bus) error {
+		lost := make(chan error, 1)
+		go func() { lost <- swallowOne(x.t.Context(), b, 20*time.Second) }()
+		for {
+			select {
+			case err := <-lost:
+				return err
+			default:
+			}
+			if !x.job.More() {
+				return <-lost
+			}
+		}
+	})
 }
 
 // ends waits for the end, and then has a worker do another job: by then whatever
@@ -148,7 +158,8 @@ func (x *cancelled) ends() {
 	}
 	before := x.has()
 	for _, e := range before {
-		if strings.HasPrefix(filepath.Base(e.Path), ".fsb-") {
+		// Without a worker nobody can take the job's mark away.
+		if strings.HasPrefix(filepath.Base(e.Path), ".fsb-") || (len(x.workers) > 0 && strings.HasPrefix(e.Path, ".fsbackup-")) {
 			t.Errorf("left behind: %q", e.Path)
 		}
 	}
@@ -161,13 +172,7 @@ func (x *cancelled) ends() {
 	if now := x.c.Until(x.id, func(protocol.JobView) bool { return true }); now.State != v.State || now.Stats != v.Stats {
 		t.Errorf("the record changed after the end: %+v, then %+v", v, now)
 	}
-	x.queue(func(b *bus.Bus) error {
-		queued, err := b.Queued(t.Context(), protocol.JobShards(x.id))
-		if err == nil && len(queued) > 0 {
-			t.Errorf("still queued: %v", queued)
-		}
-		return err
-	})
+	x.c.unqueued(x.id)
 }
 
 // has is what the destination holds: nothing where no worker came to make it.

@@ -271,5 +271,15 @@ func (c *Cluster) Until(id protocol.JobID, cond func(protocol.JobView) bool) pro
 // Wait follows a job to its end.
 func (c *Cluster) Wait(id protocol.JobID) protocol.JobView {
 	c.t.Helper()
-	return c.Until(id, func(protocol.JobView) bool { return false })
+	v := c.Until(id, func(protocol.JobView) bool { return false })
+	s := v.Stats
+	done := s.DirsCopied + s.FilesCopied
+	if v.Spec.VerifyOnly {
+		done = s.DirsVerified + s.FilesVerified
+	}
+	if s.DirsToBackup+s.FilesToBackup != done+s.DirsFailed+s.FilesFailed+s.SkippedToBackup+s.NotAttempted ||
+		s.DirsToDelete+s.FilesToDelete != s.Deleted+s.DeletesFailed+s.SkippedDeletes+s.DeletesNotAttempted {
+		c.t.Errorf("statistics that leave entries out, or have some twice: %+v", s)
+	}
+	return v
 }

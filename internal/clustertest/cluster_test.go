@@ -26,13 +26,19 @@ func small(s *protocol.JobSpec) { s.Limits.Entries = 7 }
 // whole fails the test unless a job copied its tree and counted it exactly.
 func whole(t *testing.T, v protocol.JobView, src, dst string) {
 	t.Helper()
+	wholeBut(t, v, src, dst, 0)
+}
+
+// wholeBut is whole of a job whose control files name so many directories again.
+func wholeBut(t *testing.T, v protocol.JobView, src, dst string, again uint64) {
+	t.Helper()
 	if v.State != protocol.StateCompleted {
 		t.Fatalf("job ended as %s: %s", v.State, v.Reason)
 	}
 	treetest.Same(t, src, dst)
 	f, s := treetest.Count(treetest.Listing(t, src)), v.Stats
 	want := protocol.Stats{
-		DirsToBackup: f.Dirs, FilesToBackup: f.Files, BytesToBackup: f.Bytes, DirsCopied: f.Dirs, FilesCopied: f.Files, BytesCopied: f.Bytes, Links: f.Links,
+		DirsToBackup: f.Dirs, FilesToBackup: f.Files, BytesToBackup: f.Bytes, DirsCopied: f.Dirs, FilesCopied: f.Files, BytesCopied: f.Bytes, Links: f.Links, Skipped: again,
 		BytesPerSec: s.BytesPerSec, HoleBytes: s.HoleBytes, ReflinkBytes: s.ReflinkBytes, ShardsRepeated: s.ShardsRepeated,
 	}
 	if s != want {
@@ -52,17 +58,20 @@ func TestWorkersJoinAndLeaveWhileAJobRuns(t *testing.T) {
 	timing.Lease, timing.AckWait = time.Hour/2, time.Hour // a shard that is not handed back would hang the job
 	c := New(t, timing)
 	src, dst := roots(t, 1, 1500)
-	id := c.Submit(src, dst, small)
+	job := c.Hold("", src, dst, small)
+	id := job.ID
 	v := c.Until(id, func(v protocol.JobView) bool { return v.Stalled != "" })
 	if v.Stalled == "" || v.State != protocol.StateRunning {
 		t.Fatalf("a job without workers is %s, stalled %q", v.State, v.Stalled)
 	}
 	first := c.StartWorker("first")
 	c.Until(id, func(v protocol.JobView) bool { return done(v) > 5 })
+	job.More()
 	c.StartWorker("second")
 	first.Stop()
+	job.Release()
 	v = c.Wait(id)
-	whole(t, v, src, dst)
+	wholeBut(t, v, src, dst, job.Again)
 	if v.Workers["first"] == 0 || v.Workers["second"] == 0 {
 		t.Errorf("shards by worker: %v", v.Workers)
 	}
@@ -72,25 +81,32 @@ func TestKilledWorkersShardsAreDoneByAnother(t *testing.T) {
 	c := New(t, Timing())
 	src, dst := roots(t, 2, 1500)
 	first := c.StartWorker("first")
-	id := c.Submit(src, dst, small)
+	job := c.Hold("", src, dst, small)
+	id := job.ID
 	c.Until(id, func(v protocol.JobView) bool { return done(v) > 5 })
+	job.More()
 	first.Kill()
 	c.StartWorker("second")
-	whole(t, c.Wait(id), src, dst)
+	job.Release()
+	wholeBut(t, c.Wait(id), src, dst, job.Again)
 }
 
 func TestCoordinatorThatIsKilledGoesOnWhereItWas(t *testing.T) {
 	c := New(t, Timing())
 	src, dst := roots(t, 3, 1500)
 	c.StartWorker("w")
-	id := c.Submit(src, dst, small)
+	job := c.Hold("", src, dst, small)
+	id := job.ID
 	for range 2 {
 		before := done(c.Until(id, func(v protocol.JobView) bool { return done(v) > 0 }))
+		job.More()
 		c.KillCoordinator()
 		c.StartCoordinator()
+		job.More()
 		c.Until(id, func(v protocol.JobView) bool { return done(v) > before })
 	}
-	whole(t, c.Wait(id), src, dst)
+	job.Release()
+	wholeBut(t, c.Wait(id), src, dst, job.Again)
 }
 
 func TestPausedJobPublishesNothingAndGoesOn(t *testing.T) {
@@ -127,8 +143,10 @@ func TestNothingOfACancelledJobRunsOnceItIsFinal(t *testing.T) {
 	src, dst := roots(t, 6, 2500)
 	c.StartWorker("a")
 	c.StartWorker("b")
-	id := c.Submit(src, dst, small)
+	job := c.Hold("", src, dst, small)
+	id := job.ID
 	c.Until(id, func(v protocol.JobView) bool { return done(v) > 10 })
+	job.More()
 	if _, err := c.Cancel(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // TestCorruptShardFailsOnce replaces a shard in the stream by bytes that are none,
-// before a worker is there: the shard fails, once, with a reason that says so, the
+// before a worker is there: each of its entries fails, once, with a reason that says so, the
 // rest of the job is done, and nothing goes round in circles.
 func TestCorruptShardFailsOnce(t *testing.T) {
 	for name, spoil := range map[string]func(m bus.Stored) bus.Message{
@@ -55,15 +55,21 @@ func TestCorruptShardFailsOnce(t *testing.T) {
 			}
 			c.StartWorker("w")
 			v := c.Wait(id)
-			if v.State != protocol.StateFailed || v.Failures != 1 {
+			if v.State != protocol.StateFailed || v.Failures != 2 || v.Stats.NotAttempted != 0 {
 				t.Errorf("the job is %s with %d failures: %s", v.State, v.Failures, v.Reason)
 			}
 			var got []protocol.FailureView
 			if err := c.Failures(t.Context(), id, func(f protocol.FailureView) error { got = append(got, f); return nil }); err != nil {
 				t.Fatal(err)
 			}
-			if len(got) != 1 || got[0].Kind != fault.Corrupt.String() || !strings.HasPrefix(got[0].Reason, "the shard cannot be read: ") {
+			// Each of its entries is named, by the line that it has.
+			if len(got) != 2 || got[0].Line == got[1].Line {
 				t.Errorf("failures: %+v", got)
+			}
+			for _, f := range got {
+				if f.Kind != fault.Corrupt.String() || !strings.HasPrefix(f.Reason, "the shard cannot be read: ") {
+					t.Errorf("failure: %+v", f)
+				}
 			}
 			if n := len(treetest.Listing(t, dst)); n < 3 {
 				t.Errorf("%d entries: the rest of the job was not done", n)

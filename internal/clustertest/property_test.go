@@ -20,6 +20,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/shard"
+	"github.com/fsbackup/fsbackup/internal/treetest"
 	"github.com/fsbackup/fsbackup/internal/worker"
 )
 
@@ -218,10 +219,15 @@ func (s *storm) purge() {
 func TestEveryEntryOfEveryControlFileIsInExactlyOneAcceptedResult(t *testing.T) {
 	t.Parallel()
 	form := wanted(t)
+	command := buildCommand(t)
 	for i := range form.seeds {
 		seed := uint64(form.first + i)
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
 			t.Parallel()
+			at, disk := t.TempDir(), (*treetest.FaultyFS)(nil)
+			if seed%3 == 0 {
+				at, disk = mayFail(t) // gone after those who use it
+			}
 			s := newStorm(t, seed)
 			src, dst := roots(t, 100+seed, form.entries)
 			files, meta := s.Scan(src)
@@ -234,12 +240,12 @@ func TestEveryEntryOfEveryControlFileIsInExactlyOneAcceptedResult(t *testing.T) 
 			names := slices.Sorted(maps.Keys(events))
 			happened := 0
 			for range form.most {
-				at := s.results() + 10 + s.r.Uint64N(40)
-				if !s.reaches(id, at) {
+				after := s.results() + 10 + s.r.Uint64N(40)
+				if !s.reaches(id, after) {
 					break
 				}
 				what := names[s.r.IntN(len(names))]
-				t.Logf("seed %d: after %d shards %s", seed, at, what)
+				t.Logf("seed %d: after %d shards %s", seed, after, what)
 				events[what](s)
 				happened++
 			}
@@ -253,18 +259,21 @@ func TestEveryEntryOfEveryControlFileIsInExactlyOneAcceptedResult(t *testing.T) 
 			if happened < form.least {
 				t.Errorf("%d things happened, want at least %d: the job was too fast", happened, form.least)
 			}
+			if !t.Failed() {
+				s.ends(seed, command, at, disk)
+			}
 		})
 	}
 }
 
-// results is how many results are stored. It asks NATS: what a coordinator tells
-// comes late, if it was killed just now.
+// results is how many results have been stored, of all jobs. It asks NATS: what a
+// coordinator tells comes late, if it was killed just now.
 func (s *storm) results() uint64 {
 	s.t.Helper()
 	for {
 		at, err := s.look.StreamState(s.t.Context(), protocol.StreamResults)
 		if err == nil {
-			return at.Messages
+			return at.LastSeq
 		}
 		if !bus.Sleep(s.t.Context(), 20*time.Millisecond) {
 			s.t.Fatal(err)

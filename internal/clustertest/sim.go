@@ -15,8 +15,8 @@ import (
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
 
-// Sim is a worker that executes nothing: it joins, takes shards of the delete
-// phase and answers at once that all is done. What it measures is the cluster
+// Sim is a worker that executes nothing: it joins, takes shards of delete
+// files and answers at once that all is done. What it measures is the cluster
 // around it.
 type Sim struct {
 	Name  string
@@ -37,6 +37,7 @@ type Sim struct {
 
 	mu      sync.Mutex
 	running map[*bus.Delivery]protocol.Running
+	told    []protocol.JobID // jobs that it is to stop
 	timing  protocol.Timing
 	errors  uint64
 	last    error
@@ -45,6 +46,7 @@ type Sim struct {
 // Shard is a shard that a simulated worker has.
 type Shard struct {
 	Job       protocol.JobID
+	Phase     protocol.Phase
 	N         uint64
 	Delivered uint32
 	Entries   int
@@ -138,8 +140,15 @@ func ended(ctx context.Context, err error) error {
 func (s *Sim) beat(ctx context.Context) error {
 	h := protocol.Heartbeat{Wire: protocol.WireMajor, Worker: s.Name, Instance: s.Name, Pool: s.Pool, Slots: s.Slots, Allow: []string{"/"}, Host: "simulated", Done: s.answered.Load()}
 	s.mu.Lock()
+	busy := map[protocol.JobID]bool{}
 	for _, r := range s.running {
 		h.Running = append(h.Running, r)
+		busy[r.Job] = true
+	}
+	for _, id := range s.told {
+		if !busy[id] {
+			h.Seen = append(h.Seen, id)
+		}
 	}
 	s.mu.Unlock()
 	data, err := json.Marshal(h)
@@ -161,7 +170,7 @@ func (s *Sim) beat(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timing = reply.Timing
+	s.timing, s.told = reply.Timing, reply.Cancelled
 	return nil
 }
 
@@ -201,7 +210,7 @@ func (s *Sim) answer(ctx context.Context, d *bus.Delivery) error {
 		defer s.mu.Unlock()
 		delete(s.running, d)
 	}()
-	has := Shard{Job: id, N: m.GetN(), Delivered: d.Delivered, Entries: len(m.GetEntries())}
+	has := Shard{Job: id, Phase: p, N: m.GetN(), Delivered: d.Delivered, Entries: len(m.GetEntries())}
 	if s.Dies != nil && s.Dies(has) {
 		return s.announce(d)
 	}

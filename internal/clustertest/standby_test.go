@@ -68,7 +68,7 @@ func (f *frost) apply(cfg *coordinator.Config) {
 func (s *Standby) waitsFor(t *testing.T, leader string) {
 	t.Helper()
 	for {
-		_, err := s.Coordinator.Jobs(t.Context(), struct{}{})
+		_, err := s.Coordinator.Jobs(t.Context(), protocol.JobsRequest{})
 		if err != nil && err.Error() == "coordinator "+s.Name+" is not leader, "+leader+" is" {
 			return
 		}
@@ -208,9 +208,9 @@ func TestAFrozenLeaderPublishesNothingWhenItWakes(t *testing.T) {
 	}
 }
 
-// A second process under the leader's name takes the lease at once, as one that
-// was restarted must; the first then has lost it, and does not renew the other's.
-func TestTwoProcessesOfOneNameDoNotShareALease(t *testing.T) {
+// A second coordinator of the leader's process takes the lease at once, as if the
+// first had ended; that one then has lost it, and does not renew the other's.
+func TestTwoCoordinatorsOfOneNameDoNotShareALease(t *testing.T) {
 	t.Parallel()
 	timing := Timing()
 	timing.Leader = time.Minute // nothing ends by itself

@@ -2,6 +2,7 @@ package clustertest
 
 import (
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 func TestVerifyJobIsExactWhateverIsKilled(t *testing.T) {
 	c := New(t, Timing())
 	src, dst := roots(t, 31, 1500)
-	first := c.StartWorker("first")
+	copier := c.StartWorker("copier")
 	b := treetest.At(t, src)
 	b.File("differs", "as it is")
 	whole(t, c.Wait(c.Submit(src, dst, nil)), src, dst)
@@ -28,11 +29,19 @@ func TestVerifyJobIsExactWhateverIsKilled(t *testing.T) {
 			d.Times(e.Path, time.Unix(0, e.MtimeNS))
 		}
 	}
+	copier.Stop()
+	// The worker is held up before the job is done, however slow this test is.
+	hold := make(chan struct{})
+	open := sync.OnceFunc(func() { close(hold) })
+	first := c.StartWorker("first", c.sees(&mountTable{after: 40, hold: hold}))
+	t.Cleanup(open)
 	id := c.Submit(src, dst, func(s *protocol.JobSpec) {
 		small(s)
 		s.VerifyOnly = true
 	})
 	c.Until(id, func(v protocol.JobView) bool { return done(v) > 5 })
+	first.bus.Close()
+	open()
 	first.Kill()
 	c.KillCoordinator()
 	c.StartCoordinator()
@@ -77,12 +86,11 @@ func TestVerifyJobsShareADestination(t *testing.T) {
 	if v := c.Until(first, func(v protocol.JobView) bool { return v.Stalled != "" }); v.State != protocol.StateQueued {
 		t.Errorf("the verify job is %s while a job that writes has not ended", v.State)
 	}
-	w := c.StartWorker("w")
-	c.Wait(copying)
-	c.Until(first, func(v protocol.JobView) bool { return done(v) > 0 })
-	if _, err := c.Pause(t.Context(), first); err != nil {
+	if _, err := c.Pause(t.Context(), first); err != nil { // so that it has not ended when the other begins
 		t.Fatal(err)
 	}
+	w := c.StartWorker("w")
+	c.Wait(copying)
 	second := c.Submit(src, dst, verify)
 	if v := c.Until(second, func(v protocol.JobView) bool { return v.State != protocol.StateQueued || v.Stalled != "" }); v.State == protocol.StateQueued {
 		t.Errorf("a second verify job %s", v.Stalled)

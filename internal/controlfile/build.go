@@ -176,7 +176,8 @@ func (r *Reader) buildTimes(e *Entry, c *columns) error {
 		*dst = uint32(n)
 	}
 	for i, dst := range []*int64{&t.Ctime, &t.Atime, &t.Mtime, &t.Btime} {
-		if *dst, err = strconv.ParseInt(c.tail[4+i], 10, 64); err != nil || c.tail[4+i][0] == '+' {
+		var ok bool
+		if *dst, ok = parseSeconds(c.tail[4+i]); !ok {
 			return fmt.Errorf("the %s is %s, not a number of seconds", []string{"ctime", "atime", "mtime", "btime"}[i], quote(c.tail[4+i]))
 		}
 	}
@@ -187,6 +188,17 @@ func (r *Reader) buildTimes(e *Entry, c *columns) error {
 	}
 	e.Times = t
 	return nil
+}
+
+// parseSeconds parses a time column. The reference writes times as unsigned numbers of
+// 64 bits, those before 1970 as two's complement, and also reads negative ones.
+func parseSeconds(s string) (int64, bool) {
+	if strings.HasPrefix(s, "-") {
+		n, err := strconv.ParseInt(s, 10, 64)
+		return n, err == nil
+	}
+	n, ok := parseUint(s, math.MaxUint64)
+	return int64(n), ok
 }
 
 // setMeta sets the record's place and the ACL flag. Named records, which is

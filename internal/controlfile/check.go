@@ -15,6 +15,7 @@ type Summary struct {
 	Header Header
 	Digest [sha256.Size]byte // SHA-256 of the whole file
 	Size   int64             // bytes
+	Pins   *Pins             // what the file is held to when it is read again
 
 	Dirs         uint64 // readable d lines of copy files that are not dd; mtime lines
 	Files        uint64 // readable f lines that are not dd
@@ -26,6 +27,11 @@ type Summary struct {
 	BadFiles     uint64 // unreadable text that counts as a file
 	Groups       uint64 // hardlink: i lines
 	MaxGroup     uint64 // hardlink: f lines of the largest group
+
+	// Records has, of each meta file that the entries to copy name, the first entry
+	// that does.
+	Records map[string]Entry
+	last    string // named by the entry before
 }
 
 // Entries returns the number of entries that reading the file yields.
@@ -37,8 +43,9 @@ func (s *Summary) Entries() uint64 {
 func (s *Summary) Bad() uint64 { return s.BadDirs + s.BadFiles }
 
 // Check is the admission of a control file: one pass that reads everything,
-// counts, and computes the digest. It returns an error of kind fault.Invalid
-// where the header is unusable and fault.Corrupt where the counts disagree.
+// counts, and computes the digest and the pins. It returns an error of kind
+// fault.Invalid where the header is unusable and fault.Corrupt where the counts
+// disagree, or the file became longer or shorter meanwhile.
 //
 // The counts of header and body agree if nothing is there that was not
 // announced and each announced entry that is missing has an unreadable one that
@@ -56,13 +63,23 @@ func Check(path string, want Kind) (Summary, error) {
 		return Summary{}, openError(path, err)
 	}
 	defer f.Close()
-	return check(f, path, want)
+	st, err := f.Stat()
+	if err != nil {
+		return Summary{}, openError(path, err)
+	}
+	s, err := check(f, path, want, st.Size())
+	if err == nil && s.Size != st.Size() {
+		err = &fault.Error{Kind: fault.Corrupt, Op: "check control file", Path: path, Hint: "submit it when it is complete",
+			Err: fmt.Errorf("it had %d bytes and has %d: it is being written to", st.Size(), s.Size)}
+	}
+	return s, err
 }
 
-func check(rd io.Reader, name string, want Kind) (Summary, error) {
+// check is Check of what is said to have size bytes.
+func check(rd io.Reader, name string, want Kind, size int64) (Summary, error) {
 	var s Summary
-	hash := sha256.New()
-	r, err := NewReader(io.TeeReader(rd, hash), name, want)
+	hash, pins := sha256.New(), newPinner(blockFor(size))
+	r, err := NewReader(io.TeeReader(rd, io.MultiWriter(hash, pins)), name, want)
 	if err != nil {
 		return s, err
 	}
@@ -88,6 +105,7 @@ func check(rd io.Reader, name string, want Kind) (Summary, error) {
 	}
 	s.Size = r.Position().Offset
 	hash.Sum(s.Digest[:0])
+	s.Pins = pins.pins()
 	return s, s.verify(name)
 }
 
@@ -104,6 +122,7 @@ func (s *Summary) add(e *Entry) {
 			s.DeletedDirs++
 		default:
 			s.Dirs++
+			s.noteRecord(e)
 		}
 	case TypeTimes:
 		s.Dirs++
@@ -112,6 +131,7 @@ func (s *Summary) add(e *Entry) {
 			s.DeletedFiles++
 		} else {
 			s.Files++
+			s.noteRecord(e)
 		}
 	case TypeGroup:
 		s.Groups++
@@ -122,6 +142,21 @@ func (s *Summary) add(e *Entry) {
 			s.BadFiles++
 		}
 	}
+}
+
+// noteRecord notes which meta file an entry names.
+func (s *Summary) noteRecord(e *Entry) {
+	if !e.Meta.Valid || e.Meta.File == s.last {
+		return
+	}
+	s.last = e.Meta.File
+	if _, ok := s.Records[s.last]; ok {
+		return
+	}
+	if s.Records == nil {
+		s.Records = map[string]Entry{}
+	}
+	s.Records[s.last] = *e
 }
 
 // verify compares the counts of header and body by the rule of Check.

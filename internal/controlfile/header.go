@@ -176,6 +176,10 @@ func missingLabel(kind Kind, seen []string) string {
 	return ""
 }
 
+// readError names the file in err, which may do so already.
 func readError(name string, err error) error {
+	if e, ok := errors.AsType[*fault.Error](err); ok && e.Path == name {
+		return err
+	}
 	return &fault.Error{Kind: fault.KindOf(err), Op: "read control file", Path: name, Err: err}
 }

@@ -181,7 +181,7 @@ func TestAnotherKindIsRefusedWithBothNamed(t *testing.T) {
 func TestASecondHeaderIsRefused(t *testing.T) {
 	t.Parallel()
 	text := readString(t, "testdata/malformed/copy_ok.txt")
-	_, err := check(strings.NewReader(text+text), "twice.txt", Copy)
+	_, err := check(strings.NewReader(text+text), "twice.txt", Copy, 0)
 	if err == nil || !strings.Contains(err.Error(), "line 20: a second header") && !strings.Contains(err.Error(), "a second header") {
 		t.Error(err)
 	}
@@ -224,7 +224,7 @@ func TestDeleteFilesOfOthersAreNeverGuessedAt(t *testing.T) {
 			t.Parallel()
 			dirs, files, _ := strings.Cut(tt.counts, ",")
 			text := head + "DirectoryDeleteCount:" + dirs + "\nFileDeleteCount:" + files + "\n\n" + tt.body
-			_, err := check(strings.NewReader(text), "d.txt", Delete)
+			_, err := check(strings.NewReader(text), "d.txt", Delete, 0)
 			if (err != nil) != tt.refused {
 				t.Errorf("admission: %v, want refused %v", err, tt.refused)
 			}

@@ -4,43 +4,27 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
-// Meta is the record of an entry, from whichever family of meta files. Times
-// are seconds since the epoch, sizes bytes.
+// Meta is the record of an entry, from whichever family of meta files.
 type Meta struct {
-	Type                       uint16 // 3 = UNIX; 0 in records that carry none
-	Attr                       uint32 // attribute bits as the scanner saw them
-	Mode                       uint32 // full st_mode
-	Nlink, UID, GID            uint32 // Nlink is 0 for directories: no record has it
-	Inode, Size, Rdev          uint64
-	Atime, Mtime, Ctime, Btime int64
-	BlockSize, Blocks          uint64 // fixed records of files only; Blocks of 512 bytes
-	HardlinkFiles, SubDirs     uint32 // fixed records of directories only
+	// What an entry needs of its record. HasX is set if an xmeta record exists and
+	// is complete in ACLs, whose text form is ACLFromXattr's, and attributes.
+	entry.Meta
+
+	Type                   uint16 // 3 = UNIX; 0 in records that carry none
+	Attr                   uint32 // attribute bits as the scanner saw them
+	BlockSize, Blocks      uint64 // fixed records of files only; Blocks of 512 bytes
+	HardlinkFiles, SubDirs uint32 // fixed records of directories only
 
 	Name    string // base name; for directories sometimes the whole path
 	HasName bool
 
-	HasX       bool   // an xmeta record exists and is complete in ACLs and Xattrs
-	AccessACL  string // text form, see ACLFromXattr; "" = none
-	DefaultACL string
-	Xattrs     []Xattr
-	Symlink    string
-	HasSymlink bool
-	Sparse     []Extent // ranges with data; nil = not known
-	Partial    bool     // for writing: an ACL or attribute is missing here; read back, HasX is then false
-	Other      []Field  // fields that are kept without being understood
+	Partial bool    // for writing: an ACL or attribute is missing here; read back, HasX is then false
+	Other   []Field // fields that are kept without being understood
 }
-
-// Xattr is one extended attribute.
-type Xattr struct {
-	Name  string
-	Value []byte
-}
-
-// Extent is a range of a file that holds data, in bytes.
-type Extent struct{ Offset, Length uint64 }
 
 // Record sizes and titles, as the reference implementation lays them out.
 const (
@@ -71,10 +55,12 @@ type xmetaRef struct{ index, offset uint64 }
 // reference writes uninitialised memory there.
 func decodeDirNew(b []byte) (Meta, xmetaRef) {
 	return Meta{
+		Meta: entry.Meta{
+			Mode: le.Uint32(b[16:]), UID: le.Uint32(b[20:]), GID: le.Uint32(b[24:]), Inode: le.Uint64(b[32:]),
+			Size: le.Uint64(b[40:]), Mtime: int64(le.Uint64(b[48:])), Atime: int64(le.Uint64(b[56:])),
+			Ctime: int64(le.Uint64(b[64:])), Btime: int64(le.Uint64(b[72:])),
+		},
 		Type: le.Uint16(b), HardlinkFiles: le.Uint32(b[4:]), SubDirs: le.Uint32(b[8:]), Attr: le.Uint32(b[12:]),
-		Mode: le.Uint32(b[16:]), UID: le.Uint32(b[20:]), GID: le.Uint32(b[24:]), Inode: le.Uint64(b[32:]),
-		Size: le.Uint64(b[40:]), Mtime: int64(le.Uint64(b[48:])), Atime: int64(le.Uint64(b[56:])),
-		Ctime: int64(le.Uint64(b[64:])), Btime: int64(le.Uint64(b[72:])),
 	}, xmetaRef{le.Uint64(b[80:]), le.Uint64(b[88:])}
 }
 
@@ -82,10 +68,13 @@ func decodeDirNew(b []byte) (Meta, xmetaRef) {
 // than a directory's.
 func decodeFileNew(b []byte) (Meta, xmetaRef) {
 	return Meta{
-		Type: le.Uint16(b), Attr: le.Uint32(b[4:]), Mode: le.Uint32(b[8:]), Nlink: le.Uint32(b[12:]),
-		UID: le.Uint32(b[16:]), GID: le.Uint32(b[20:]), Inode: le.Uint64(b[24:]), Size: le.Uint64(b[32:]),
-		Rdev: le.Uint64(b[48:]), Mtime: int64(le.Uint64(b[56:])), Ctime: int64(le.Uint64(b[64:])),
-		Atime: int64(le.Uint64(b[72:])), Btime: int64(le.Uint64(b[80:])),
+		Meta: entry.Meta{
+			Mode: le.Uint32(b[8:]), Nlink: le.Uint32(b[12:]),
+			UID: le.Uint32(b[16:]), GID: le.Uint32(b[20:]), Inode: le.Uint64(b[24:]), Size: le.Uint64(b[32:]),
+			Rdev: le.Uint64(b[48:]), Mtime: int64(le.Uint64(b[56:])), Ctime: int64(le.Uint64(b[64:])),
+			Atime: int64(le.Uint64(b[72:])), Btime: int64(le.Uint64(b[80:])),
+		},
+		Type: le.Uint16(b), Attr: le.Uint32(b[4:]),
 		BlockSize: le.Uint64(b[88:]), Blocks: le.Uint64(b[96:]),
 	}, xmetaRef{le.Uint64(b[104:]), le.Uint64(b[112:])}
 }

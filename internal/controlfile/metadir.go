@@ -51,9 +51,23 @@ func (m *MetaDir) Close() error {
 	return errors.Join(errs...)
 }
 
+// unusable is the error of a meta or xmeta file that is not there, cannot be opened or
+// is no such file: of all entries that have a record in it, not of one.
+type unusable struct{ error }
+
+func (u unusable) Unwrap() error { return u.error }
+
+// MetaUnusable reports whether an error of Lookup is that of a whole meta or xmeta
+// file, which it names, rather than of the entry.
+func MetaUnusable(err error) bool {
+	_, ok := errors.AsType[unusable](err)
+	return ok
+}
+
 // Lookup reads and checks the record of entry e at ref: bounds, titles, that a
 // name in the record is the entry's, and that both are of one type. Errors are
-// *fault.Error: NotFound for a missing meta file, Corrupt for a bad record.
+// *fault.Error: NotFound for a missing meta file, Corrupt for a bad record. See
+// MetaUnusable.
 func (m *MetaDir) Lookup(ref MetaRef, e Entry) (*Meta, error) {
 	if !ref.Valid {
 		return nil, m.fail(ref, fault.Invalid, errors.New("the entry has no record"))
@@ -64,7 +78,7 @@ func (m *MetaDir) Lookup(ref MetaRef, e Entry) (*Meta, error) {
 	}
 	f, err := m.acquire(metaPrefix + strconv.Itoa(int(index)))
 	if err != nil {
-		return nil, m.fail(ref, fault.KindOf(err), err)
+		return nil, unusable{err}
 	}
 	defer m.release(f)
 	var rec *Meta
@@ -75,7 +89,7 @@ func (m *MetaDir) Lookup(ref MetaRef, e Entry) (*Meta, error) {
 	case titleMetaNew:
 		rec, x, err = f.readNew(ref, e)
 	default:
-		err = fmt.Errorf("the file is not a meta file but has the title %s", quote(f.title))
+		return nil, unusable{f.hasWrongTitle(titleMetaNew)}
 	}
 	if err == nil && x.offset != 0 {
 		err = m.readXmeta(rec, x)
@@ -84,6 +98,9 @@ func (m *MetaDir) Lookup(ref MetaRef, e Entry) (*Meta, error) {
 		err = rec.agree(e, !e.IsDir && e.Mode == "")
 	}
 	if err != nil {
+		if MetaUnusable(err) {
+			return nil, err
+		}
 		kind := fault.Corrupt
 		if fe := (*fault.Error)(nil); errors.As(err, &fe) {
 			kind = fe.Kind
@@ -108,11 +125,11 @@ func (m *MetaDir) readXmeta(rec *Meta, x xmetaRef) error {
 	name := "x" + metaPrefix + strconv.FormatUint(x.index, 10)
 	f, err := m.acquire(name)
 	if err != nil {
-		return err
+		return unusable{err}
 	}
 	defer m.release(f)
 	if f.title != titleXmeta {
-		return fmt.Errorf("%s has the title %s, not %q", name, quote(f.title), titleXmeta)
+		return unusable{f.hasWrongTitle(titleXmeta)}
 	}
 	if err := f.readXmeta(rec, x.offset); err != nil {
 		return fmt.Errorf("%s at %d: %w", name, x.offset, err)
@@ -215,6 +232,10 @@ func (f *metaFile) open() error {
 	}
 	f.closer = file
 	return nil
+}
+
+func (f *metaFile) hasWrongTitle(want string) error {
+	return &fault.Error{Kind: fault.Corrupt, Op: "read meta file", Path: f.path, Err: fmt.Errorf("it has the title %s, not %q", quote(f.title), want)}
 }
 
 func (f *metaFile) close() error {

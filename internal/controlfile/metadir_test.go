@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -95,7 +96,7 @@ func TestMetaDirIsBoundedAndConcurrent(t *testing.T) {
 	var items []item
 	for i := range 1000 {
 		name := fmt.Sprint("name-", i)
-		ref, _, err := w.Add(&Meta{Mode: 0o100644, Name: name, Inode: uint64(i)})
+		ref, _, err := w.Add(&Meta{Meta: entry.Meta{Mode: 0o100644, Inode: uint64(i)}, Name: name})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,7 +144,7 @@ func BenchmarkCheck(b *testing.B) {
 	b.SetBytes(int64(s.Len()))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := check(strings.NewReader(s.String()), "b", Copy); err != nil {
+		if _, err := check(strings.NewReader(s.String()), "b", Copy, int64(s.Len())); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -154,7 +155,7 @@ func BenchmarkLookup(b *testing.B) {
 	w := NewMetaWriter(dir, Header{TaskID: "t"}, when, 0)
 	var refs []MetaRef
 	for i := range 100000 {
-		ref, _, err := w.Add(&Meta{Mode: 0o100644, Name: "some-file-name.dat", Inode: uint64(i)})
+		ref, _, err := w.Add(&Meta{Meta: entry.Meta{Mode: 0o100644, Inode: uint64(i)}, Name: "some-file-name.dat"})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
@@ -36,18 +37,7 @@ type Reader struct {
 // Open opens the control file at path and reads its header. A file of another
 // kind than want is refused with both kinds named; want 0 takes any. The caller
 // closes the Reader.
-func Open(path string, want Kind) (*Reader, error) {
-	f, err := OpenRegular(path)
-	if err != nil {
-		return nil, openError(path, err)
-	}
-	r, err := NewReader(f, path, want)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	r.closer = f
-	return r, nil
-}
+func Open(path string, want Kind) (*Reader, error) { return OpenPinned(path, want, nil, nil) }
 
 // NewReader reads a control file from rd; name is used in messages. Close does
 // not close rd.
@@ -66,19 +56,42 @@ func NewReader(rd io.Reader, name string, want Kind) (*Reader, error) {
 // OpenAt opens the control file at path and goes on behind pos, a Position of a
 // Reader of the same bytes: the entries that follow are identical.
 func OpenAt(path string, want Kind, pos Position) (*Reader, error) {
+	return OpenPinned(path, want, &pos, nil)
+}
+
+// OpenPinned is Open, or OpenAt where pos is not nil. With pins (nil = none) the
+// file must be what was admitted: each block is read whole and checked before
+// anything of it becomes an entry, from the block of pos on; the header's too. A
+// file that was changed is an error of kind fault.Corrupt, here or from Next. The
+// Reader then holds one block in memory: 256 KiB, of files beyond 64 MiB a
+// 256th part.
+func OpenPinned(path string, want Kind, pos *Position, pins *Pins) (*Reader, error) {
 	f, err := OpenRegular(path)
 	if err != nil {
 		return nil, openError(path, err)
 	}
-	r, err := NewReader(f, path, want)
-	if err == nil {
-		err = r.seek(f, pos)
-	}
+	r, err := newReaderAt(f, path, want, pos, pins)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	r.closer = f
 	return r, nil
+}
+
+func newReaderAt(f *os.File, path string, want Kind, pos *Position, pins *Pins) (*Reader, error) {
+	var rd io.ReadSeeker = f
+	if pins != nil {
+		p, err := pin(f, path, pins)
+		if err != nil {
+			return nil, err
+		}
+		rd = p
+	}
+	r, err := NewReader(rd, path, want)
+	if err == nil && pos != nil {
+		err = r.seek(rd, *pos)
+	}
+	return r, err
 }
 
 func (r *Reader) seek(f io.ReadSeeker, pos Position) error {
@@ -169,7 +182,10 @@ func (r *Reader) Next() (Entry, error) {
 	}
 	e := Entry{Line: first.no, Lines: lines, Suspect: r.suspect}
 	if st != stComplete {
-		return r.damaged(e, first), nil
+		if e = r.damaged(e, first); r.pending != nil {
+			return Entry{}, r.pending // how far the text goes is not known
+		}
+		return e, nil
 	}
 	r.build(&e, &c)
 	return e, nil

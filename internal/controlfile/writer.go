@@ -237,7 +237,7 @@ func (w *Writer) format(e Entry, files uint64) ([]byte, error) {
 			b = appendUint(b, uint64(n))
 		}
 		for _, n := range []int64{t.Ctime, t.Atime, t.Mtime, t.Btime} {
-			b = strconv.AppendInt(append(b, ','), n, 10)
+			b = appendUint(b, uint64(n)) // as the reference does: before 1970 it is two's complement
 		}
 		b = appendUint(b, t.SubDirs)
 	default:

@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 // when is the time in the headers of testdata/new.
@@ -151,7 +153,7 @@ func TestMetaFilesRotate(t *testing.T) {
 	w := NewMetaWriter(dir, Header{TaskID: "t"}, when, 400)
 	var refs []MetaRef
 	for i := range 10 {
-		ref, _, err := w.Add(&Meta{Mode: 0o100600, Name: fmt.Sprint("n", i), Inode: uint64(i)})
+		ref, _, err := w.Add(&Meta{Meta: entry.Meta{Mode: 0o100600, Inode: uint64(i)}, Name: fmt.Sprint("n", i)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,8 +182,11 @@ func TestAValueWithNULIsLeftOutAndSaid(t *testing.T) {
 	dir := t.TempDir()
 	w := NewMetaWriter(dir, Header{}, when, 0)
 	in := &Meta{
-		Mode: 0o100600, Attr: AttrFile, Name: "n",
-		Xattrs: []Xattr{{"user.a", []byte("x")}, {"user.b", []byte("\x00\x01")}, {"user.empty", nil}},
+		Meta: entry.Meta{
+			Mode:   0o100600,
+			Xattrs: []entry.Xattr{{Name: "user.a", Value: []byte("x")}, {Name: "user.b", Value: []byte("\x00\x01")}, {Name: "user.empty"}},
+		},
+		Attr: AttrFile, Name: "n",
 	}
 	ref, dropped, err := w.Add(in)
 	if err != nil || dropped != 1 {
@@ -199,7 +204,7 @@ func TestAValueWithNULIsLeftOutAndSaid(t *testing.T) {
 	if m.HasX || m.Attr != AttrFile {
 		t.Errorf("HasX %v, attr %#x", m.HasX, m.Attr)
 	}
-	want := []Xattr{{"user.a", []byte("x")}, {"user.empty", []byte{}}}
+	want := []entry.Xattr{{Name: "user.a", Value: []byte("x")}, {Name: "user.empty", Value: []byte{}}}
 	if d := cmp.Diff(want, m.Xattrs); d != "" {
 		t.Error(d)
 	}

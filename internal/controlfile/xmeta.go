@@ -5,6 +5,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 // Types of the fields of an xmeta record.
@@ -114,26 +116,26 @@ func splitACL(s string) (access, def string) {
 // parseXattr parses "<keyLen>&<key><valueLen>&<value>". The key is taken by its
 // length; the value is all that follows the next "&", whatever its length says,
 // as the reference reads it.
-func parseXattr(s string) (Xattr, error) {
+func parseXattr(s string) (entry.Xattr, error) {
 	size, rest, ok := strings.Cut(s, "&")
 	n, num := parseUint(size, uint64(len(rest)))
 	if !ok || !num || n == 0 {
-		return Xattr{}, fmt.Errorf("the attribute %s has no key of the length that it announces", quote(s))
+		return entry.Xattr{}, fmt.Errorf("the attribute %s has no key of the length that it announces", quote(s))
 	}
 	key := rest[:n]
 	if strings.IndexByte(key, 0) >= 0 {
-		return Xattr{}, fmt.Errorf("the attribute key %s has a NUL byte", quote(key))
+		return entry.Xattr{}, fmt.Errorf("the attribute key %s has a NUL byte", quote(key))
 	}
 	size, value, ok := strings.Cut(rest[n:], "&")
 	if _, num := parseUint(size, math.MaxUint32); !ok || !num {
-		return Xattr{}, fmt.Errorf("the attribute %s has no value", quote(key))
+		return entry.Xattr{}, fmt.Errorf("the attribute %s has no value", quote(key))
 	}
-	return Xattr{Name: key, Value: []byte(value)}, nil
+	return entry.Xattr{Name: key, Value: []byte(value)}, nil
 }
 
 // parseSparse parses "off,len;off,len;", each pair with its semicolon.
-func parseSparse(s string) ([]Extent, error) {
-	var list []Extent
+func parseSparse(s string) ([]entry.Extent, error) {
+	var list []entry.Extent
 	for s != "" {
 		pair, rest, ok := strings.Cut(s, ";")
 		off, size, two := strings.Cut(pair, ",")
@@ -142,14 +144,14 @@ func parseSparse(s string) ([]Extent, error) {
 		if !ok || !two || !ok1 || !ok2 {
 			return nil, fmt.Errorf("the list of extents ends badly at %s", quote(s))
 		}
-		list = append(list, Extent{o, n})
+		list = append(list, entry.Extent{Offset: o, Length: n})
 		s = rest
 	}
 	return list, nil
 }
 
 // formatSparse is the reverse of parseSparse.
-func formatSparse(list []Extent) string {
+func formatSparse(list []entry.Extent) string {
 	var b []byte
 	for _, x := range list {
 		b = strconv.AppendUint(b, x.Offset, 10)
@@ -161,6 +163,6 @@ func formatSparse(list []Extent) string {
 }
 
 // formatXattr is the reverse of parseXattr.
-func formatXattr(x Xattr) string {
+func formatXattr(x entry.Xattr) string {
 	return strconv.Itoa(len(x.Name)) + "&" + x.Name + strconv.Itoa(len(x.Value)) + "&" + string(x.Value)
 }

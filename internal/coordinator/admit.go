@@ -2,17 +2,15 @@ package coordinator
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"os"
-	"path/filepath"
+	"slices"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/controlfile"
+	"github.com/fsbackup/fsbackup/internal/coordinator/records"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/shard"
@@ -29,114 +27,139 @@ func (r *runner) admit(ctx context.Context) {
 			f, found = t.File(r.id, i)
 			return found || j.Record.Sealed && i >= j.Record.Files
 		})
-		if err != nil || !found {
+		if err != nil || !found || !r.admitPatiently(ctx, f) {
 			return
 		}
-		for {
-			err := r.admitFile(ctx, f)
-			if err == nil || ctx.Err() != nil {
-				break
-			}
-			r.c.stall(r.id, stallAdmit, "a control file cannot be admitted: "+err.Error())
-			if !bus.Sleep(ctx, retryWait) {
-				return
-			}
-		}
-		r.c.stall(r.id, stallAdmit, "")
 	}
 }
 
-// admitFile admits or refuses one control file. An error says that neither
-// could be made durable.
-func (r *runner) admitFile(ctx context.Context, f state.File) error {
-	path, err := r.c.localFile(ctx, r.id, f.Record.Ref, f.Record.Object, "ctrl")
-	if err != nil && fault.Is(err, fault.Transient) {
-		return err
+// admitPatiently admits or refuses a control file, trying again while waiting may
+// help. It reports false where that is no use any more.
+func (r *runner) admitPatiently(ctx context.Context, f state.File) bool {
+	began := r.c.now()
+	for {
+		err := r.admitFile(ctx, f, true)
+		if err == nil {
+			r.c.rec.Stall(r.id, records.StallAdmit, "")
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		// What the leader before has read may come into sight a little later here.
+		wait := fault.Passing(err) || fault.Is(err, fault.NotFound) && r.c.now().Sub(began) < r.c.cfg.Timing.Lease
+		if !wait {
+			r.c.cannotGoOn(ctx, r.id, err)
+			return false
+		}
+		r.c.rec.Stall(r.id, records.StallAdmit, "a control file cannot be read, trying again: "+err.Error())
+		if !bus.Sleep(ctx, records.RetryWait) {
+			return false
+		}
 	}
+}
+
+// admitRest admits the control files that were not admitted when the job began to
+// end, so that the statistics know all entries. It tries each file once, and takes
+// no longer than a lease.
+func (r *runner) admitRest(ctx context.Context) error {
+	wait, cancel := context.WithTimeout(ctx, r.c.cfg.Timing.Lease)
+	defer cancel()
+	var files []state.File
+	r.c.view(func(t state.Tx) { files = slices.Collect(t.Files(r.id)) })
+	for _, f := range files {
+		if f.Record.State == protocol.FileRefused || f.Path != "" || wait.Err() != nil {
+			continue
+		}
+		if err := r.admitFile(wait, f, false); err != nil {
+			r.log.Warn("a control file of an ending job is not admitted", "job", r.id, "file", f.Record.Ref.Path, "error", err)
+		}
+	}
+	return nil
+}
+
+// admitFile admits or refuses one control file, because of what the file says. It
+// returns an error if the file could not be read now, or if the decision could not
+// be made durable. A file that was admitted before must still be the same.
+//
+// With metas it also returns an error where a meta file that the file's entries name is
+// unusable: then the job has nothing to go by, and ends before it has done anything.
+func (r *runner) admitFile(ctx context.Context, f state.File, metas bool) error {
+	path, err := r.c.rec.LocalFile(ctx, r.id, f.Record.Ref, f.Record.Object, "ctrl")
 	if f.Record.State != protocol.FilePending {
-		// Admitted by the leader before: what is here must be the same bytes.
 		if err == nil && f.Record.State == protocol.FileAdmitted {
 			err = sameDigest(path, f.Record.Ref.Digest)
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			r.c.rec.ShowPath(r.id, f.Index, path)
 		}
-		f.Path = path
-		r.c.update(func(t state.Tx) { t.PutFile(f) })
-		r.poke()
-		return nil
+		return err
 	}
 	var sum controlfile.Summary
 	if err == nil {
 		sum, err = controlfile.Check(path, shard.KindOf(f.Record.Ref.Phase))
+	}
+	if err != nil && fault.Passing(err) {
+		return err
 	}
 	digest := hex.EncodeToString(sum.Digest[:])
 	if err == nil && f.Record.Ref.Digest != "" && digest != f.Record.Ref.Digest {
 		err = &fault.Error{Kind: fault.Corrupt, Op: "admit control file", Path: f.Record.Ref.Path, Err: fmt.Errorf("its digest is %s, the submitter's was %s", digest, f.Record.Ref.Digest), Hint: "it changed after it was submitted"}
 	}
 	if err != nil {
-		f.Record.State, f.Record.Refused = protocol.FileRefused, err.Error()
 		r.log.Warn("control file refused", "job", r.id, "file", f.Record.Ref.Path, "error", err)
-	} else {
-		f.Record.State = protocol.FileAdmitted
-		f.Record.Ref.Digest = digest
-		f.Record.Counts = fileCounts(f.Record.Ref.Phase, sum)
-		f.Path = path
 	}
-	if err := r.c.saveFile(ctx, f); err != nil {
+	if err == nil && metas {
+		if err := r.checkMetas(ctx, f.Record.Ref, sum); err != nil {
+			return err
+		}
+	}
+	reason := err
+	err = r.c.rec.ChangeFile(ctx, r.id, f.Index, path, func(rec *protocol.FileRecord) {
+		switch {
+		case rec.State != protocol.FilePending: // decided already
+		case reason != nil:
+			rec.State, rec.Refused = protocol.FileRefused, reason.Error()
+		default:
+			rec.State, rec.Ref.Digest, rec.Counts, rec.Pins = protocol.FileAdmitted, digest, fileCounts(rec.Ref.Phase, sum), sum.Pins.Encode()
+		}
+	})
+	if err == nil {
+		r.c.rec.Poke(r.id)
+	}
+	return err
+}
+
+// checkMetas opens each meta file that a control file names, and the xmeta file that
+// the first record read from it names.
+func (r *runner) checkMetas(ctx context.Context, ref protocol.FileRef, sum controlfile.Summary) error {
+	if len(sum.Records) == 0 {
+		return nil
+	}
+	dir, err := r.c.rec.MetaDir(ctx, r.id)
+	if err != nil {
 		return err
 	}
-	r.poke()
+	// A network file system may remember that a file was not there. It asks again for
+	// who lists the directory.
+	_, listed := os.ReadDir(dir)
+	meta := controlfile.OpenMetaDir(dir)
+	defer func() { _ = meta.Close() }() // read only
+	for _, name := range slices.Sorted(maps.Keys(sum.Records)) {
+		e := sum.Records[name]
+		if _, err := meta.Lookup(e.Meta, e); controlfile.MetaUnusable(err) {
+			kind := fault.KindOf(err)
+			if kind == fault.NotFound && listed == nil {
+				kind = fault.Invalid // it will not come into sight
+			}
+			return &fault.Error{Kind: kind, Op: "find the records of control file", Path: ref.Path, Err: err}
+		}
+	}
 	return nil
 }
 
-// localFile returns where this coordinator can read a submitted file: the
-// submitter's path, or a copy of what was uploaded.
-func (c *Coordinator) localFile(ctx context.Context, job protocol.JobID, ref protocol.FileRef, object, sub string) (string, error) {
-	if object == "" {
-		return ref.Path, nil
-	}
-	name := ref.Digest
-	if sub == "meta" {
-		name = filepath.Base(ref.Path) // records refer to meta files by name
-	}
-	path := filepath.Join(c.dir(job), sub, name)
-	if fi, err := os.Stat(path); err == nil && fi.Size() == ref.Size {
-		return path, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return "", &fault.Error{Kind: fault.KindOf(err), Op: "make directory", Path: filepath.Dir(path), Err: err}
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+name+".*")
-	if err != nil {
-		return "", &fault.Error{Kind: fault.KindOf(err), Op: "download to", Path: path, Err: err}
-	}
-	err = errors.Join(c.objects.Get(ctx, object, tmp), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return "", errors.Join(&fault.Error{Kind: fault.KindOf(err), Op: "download to", Path: path, Err: err}, os.Remove(tmp.Name()))
-	}
-	return path, nil
-}
-
-// metaPath returns the directory of the job's meta files.
-func (r *runner) metaPath(ctx context.Context) (string, error) {
-	rec := r.job().Record
-	if len(rec.Metas) == 0 {
-		return rec.Spec.Meta, nil
-	}
-	for _, ref := range rec.Metas {
-		if _, err := r.c.localFile(ctx, r.id, ref, protocol.FileObject(ref.Digest), "meta"); err != nil {
-			return "", err
-		}
-	}
-	return filepath.Join(r.c.dir(r.id), "meta"), nil
-}
-
 func sameDigest(path, want string) error {
-	got, err := Digest(path)
+	got, err := records.Digest(path)
 	if err == nil && got != want {
 		err = &fault.Error{Kind: fault.Corrupt, Op: "read control file", Path: path, Err: fmt.Errorf("its digest is %s, at admission it was %s", got, want), Hint: "it changed while its job ran; put it back"}
 	}
@@ -144,31 +167,7 @@ func sameDigest(path, want string) error {
 }
 
 // Digest returns the hex SHA-256 of a file.
-func Digest(path string) (string, error) {
-	f, err := controlfile.OpenRegular(path)
-	if err != nil {
-		return "", &fault.Error{Kind: fault.KindOf(err), Op: "read", Path: path, Err: err}
-	}
-	defer func() { _ = f.Close() }() // read only
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", &fault.Error{Kind: fault.KindOf(err), Op: "read", Path: path, Err: err}
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// saveFile makes a control file's record durable and then visible.
-func (c *Coordinator) saveFile(ctx context.Context, f state.File) error {
-	data, err := json.Marshal(f.Record)
-	if err != nil {
-		return fault.New(fault.Internal, "encode record of %q: %w", f.Record.Ref.Path, err)
-	}
-	if err := c.jobs.Put(ctx, protocol.FileKey(protocol.JobID(f.Job), f.Index), data); err != nil {
-		return err
-	}
-	c.update(func(t state.Tx) { t.PutFile(f) })
-	return nil
-}
+func Digest(path string) (string, error) { return records.Digest(path) }
 
 func fileCounts(p protocol.Phase, s controlfile.Summary) protocol.FileCounts {
 	out := protocol.FileCounts{Bytes: s.Header.Bytes, Skipped: s.DeletedDirs + s.DeletedFiles}

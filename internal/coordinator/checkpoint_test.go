@@ -137,7 +137,7 @@ func foldedJob(t testing.TB, c *Coordinator, id protocol.JobID) (p state.Checkpo
 			t.Errorf("job %s: the %d shards that are done have gaps", id, shards)
 		}
 	})
-	p.Done = nil
+	p.Done, p.Outcomes = nil, nil
 	return p, shards
 }
 
@@ -170,10 +170,8 @@ func TestARestartReadsOnlyWhatNoCheckpointHas(t *testing.T) {
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", what, d)
 		}
-		c.folding.Lock()
-		defer c.folding.Unlock()
-		if c.sinceMany != read {
-			t.Errorf("%s: %d results were read, want %d", what, c.sinceMany, read)
+		if n := c.fold.SinceDue(); n != read {
+			t.Errorf("%s: %d results were read, want %d", what, n, read)
 		}
 	}
 	c, whole, stop := lead(t, b, every)
@@ -230,9 +228,7 @@ func TestARestartReadsOnlyWhatNoCheckpointHas(t *testing.T) {
 	}
 	c, _, stop = lead(t, b, every)
 	defer stop()
-	c.folding.Lock()
-	read := c.sinceMany
-	c.folding.Unlock()
+	read := c.fold.SinceDue()
 	if _, _, err := kv.Get(t.Context(), protocol.CheckpointKey("j1")); !errors.Is(err, bus.ErrNotFound) || read != 0 {
 		t.Errorf("all jobs have ended: %d results were read, their checkpoint: %v", read, err)
 	}

@@ -2,14 +2,14 @@ package coordinator
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"slices"
+	"fmt"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
+	"github.com/fsbackup/fsbackup/internal/coordinator/records"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/state"
@@ -25,63 +25,109 @@ func (c *Coordinator) Failures(ctx context.Context, q protocol.FailuresRequest) 
 	known := false
 	c.view(func(t state.Tx) { _, known = t.Job(q.Job) })
 	if !known {
-		return out, noSuchJob(q.Job)
+		return out, records.NoSuchJob(q.Job)
 	}
-	limit := q.Limit
-	if limit <= 0 || limit > 1000 {
-		limit = 1000
-	}
-	files, err := c.fileRecords(ctx, q.Job)
+	at, err := parsePlace(q.After)
 	if err != nil {
 		return out, err
 	}
-	after := uint64(0)
-	if q.After == "" {
-		for _, f := range files {
-			if f.State == protocol.FileRefused {
-				out.Failures = append(out.Failures, protocol.FailureView{Phase: f.Ref.Phase, ControlFile: f.Ref.Path, Kind: fault.Invalid.String(), Op: "admit control file", Reason: f.Refused})
-			}
+	files, err := c.rec.FileRecords(ctx, q.Job)
+	if err != nil {
+		return out, err
+	}
+	room := c.newPage(q.Limit)
+	if at.sequence == 0 {
+		n, full := refusals(files, at.skip, room, &out)
+		if full {
+			out.Next = place{skip: n}.String()
+			return out, nil
 		}
-	} else if after, err = strconv.ParseUint(q.After, 10, 64); err != nil {
-		return out, fault.New(fault.Invalid, "page %q is not one that was given", q.After)
+		at = place{sequence: 1}
 	}
-	full := errors.New("page is full")
-	end := errors.New("no more")
-	last := uint64(0)
-	at, err := c.cfg.Bus.StreamState(ctx, protocol.StreamFailures)
+	stream, err := c.cfg.Bus.StreamState(ctx, protocol.StreamFailures)
 	if err != nil {
 		return out, err
 	}
-	if at.Messages == 0 || after >= at.LastSeq {
+	if stream.Messages == 0 || at.sequence > stream.LastSeq {
 		return out, nil
 	}
 	any, err := c.anyStored(ctx, q.Job)
 	if err != nil || !any {
 		return out, err
 	}
-	err = c.cfg.Bus.Tail(ctx, protocol.StreamFailures, protocol.JobFailures(q.Job), after+1, func(m bus.Stored) error {
+	full := errors.New("page is full")
+	end := errors.New("no more")
+	err = c.cfg.Bus.Tail(ctx, protocol.StreamFailures, protocol.JobFailures(q.Job), at.sequence, func(m bus.Stored) error {
 		views, err := c.failuresIn(ctx, m, files)
 		if err != nil {
 			return err
 		}
-		out.Failures = append(out.Failures, views...)
-		last = m.Sequence
-		switch {
-		case m.Pending == 0:
+		if m.Sequence != at.sequence {
+			at = place{sequence: m.Sequence}
+		}
+		for _, v := range views[min(at.skip, len(views)):] {
+			if !room.takes(v) {
+				return full
+			}
+			out.Failures = append(out.Failures, v)
+			at.skip++
+		}
+		if m.Pending == 0 {
 			return end
-		case len(out.Failures) >= limit:
-			return full
 		}
 		return nil
 	})
 	switch {
 	case errors.Is(err, full):
-		out.Next = strconv.FormatUint(last, 10)
+		out.Next = at.String()
 		return out, nil
 	case errors.Is(err, end):
 		return out, nil
 	}
 	return out, err
+}
+
+// place is where the next page of failures begins: after the first skip failures
+// of a message, or, with sequence 0, after so many refused control files.
+type place struct {
+	sequence uint64
+	skip     int
+}
+
+func (p place) String() string { return fmt.Sprintf("%d.%d", p.sequence, p.skip) }
+
+func parsePlace(s string) (place, error) {
+	if s == "" {
+		return place{}, nil
+	}
+	sequence, skip, _ := strings.Cut(s, ".")
+	seq, err := strconv.ParseUint(sequence, 10, 64)
+	n, serr := strconv.ParseUint(skip, 10, 31)
+	if err != nil || serr != nil {
+		return place{}, fault.New(fault.Invalid, "page %q is not one that was given", s)
+	}
+	return place{seq, int(n)}, nil
+}
+
+// refusals adds the refused control files to a page, without the first skip of
+// them. It returns how many are done, and whether the page is full.
+func refusals(files []protocol.FileRecord, skip int, room *page, out *protocol.FailuresReply) (done int, full bool) {
+	for _, f := range files {
+		if f.State != protocol.FileRefused {
+			continue
+		}
+		if done < skip {
+			done++
+			continue
+		}
+		v := protocol.FailureView{Phase: f.Ref.Phase, ControlFile: f.Ref.Path, Kind: fault.Invalid.String(), Op: "admit control file", Reason: f.Refused}
+		if !room.takes(v) {
+			return done, true
+		}
+		out.Failures = append(out.Failures, v)
+		done++
+	}
+	return done, false
 }
 
 // anyStored reports whether the failure stream has anything of the job.
@@ -99,7 +145,7 @@ func (c *Coordinator) failuresIn(ctx context.Context, m bus.Stored, files []prot
 	data := m.Data
 	if name := m.Header[protocol.HeaderObject]; len(name) > 0 {
 		var err error
-		if data, err = c.objects.GetBytes(ctx, name[0], protocol.MaxRaw); err != nil {
+		if data, err = c.rec.Objects().GetBytes(ctx, name[0], protocol.MaxRaw); err != nil {
 			return nil, err
 		}
 	}
@@ -136,19 +182,4 @@ func (c *Coordinator) failuresIn(ctx context.Context, m bus.Stored, files []prot
 		out = append(out, v)
 	}
 	return out, nil
-}
-
-// fileRecords returns the control files of a job by index.
-func (c *Coordinator) fileRecords(ctx context.Context, id protocol.JobID) ([]protocol.FileRecord, error) {
-	var out []protocol.FileRecord
-	err := c.jobs.Each(ctx, protocol.FileKeys(id), func(key string, value []byte, _ uint64) error {
-		var rec protocol.FileRecord
-		if err := json.Unmarshal(value, &rec); err != nil {
-			return &fault.Error{Kind: fault.Corrupt, Op: "read control file record", Path: key, Err: err}
-		}
-		out = append(out, rec)
-		return nil
-	})
-	slices.SortFunc(out, func(a, b protocol.FileRecord) int { return int(a.Index) - int(b.Index) })
-	return out, err
 }

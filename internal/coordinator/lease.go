@@ -8,10 +8,9 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/host"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
 
@@ -29,19 +28,31 @@ type leaderLease struct {
 // leaseValue names who leads. Two processes of one name, one of which another
 // host believes to be gone, differ by instance.
 type leaseValue struct {
-	Name     string `json:"name"`
-	Instance string `json:"instance,omitempty"`
+	Name     string        `json:"name"`
+	Instance string        `json:"instance,omitempty"`
+	Process  host.Identity `json:"process,omitzero"`
 }
 
-// bootTime is a clock that goes on while the machine sleeps and that nobody
-// sets. The lease is measured with it: a frozen or suspended leader sees on
-// waking how long it was away.
-func bootTime() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("coordinator: CLOCK_BOOTTIME: " + err.Error()) // exists since Linux 2.6.39
+// namesake is what a coordinator knows of another that holds the lease under its
+// own name.
+type namesake struct {
+	instance string
+	at       uint64 // revision of its lease when it was first seen
+}
+
+// judge reports whether the holder is gone, so that its lease may be taken over
+// at once. A holder that is alive is an error. Of one on another host nothing is
+// known until it renews its lease; until then judge reports neither.
+func (n *namesake) judge(v leaseValue, at uint64) (gone bool, err error) {
+	self := host.Self()
+	switch {
+	case v.Process == self, v.Process.Dead():
+		return true, nil // a process has one coordinator at a time, so its others have ended
+	case v.Process.SameHost(self), n.instance == v.Instance && n.at != at:
+		return false, fault.Hinted(fault.Unavailable, "give each coordinator its own --name", "a coordinator named %q leads already: %s", v.Name, v.Process)
 	}
-	return time.Duration(ts.Nano())
+	*n = namesake{v.Instance, at}
+	return false, nil
 }
 
 // holds notes that the lease runs for its time from sent on, which is before the
@@ -54,17 +65,19 @@ func (c *Coordinator) holds(sent time.Duration) {
 // acts that nothing else fences.
 func (c *Coordinator) leads() bool { return c.cfg.Boot() < time.Duration(c.leadsUntil.Load()) }
 
-// acquireLease waits until no other coordinator holds the lease.
+// acquireLease waits until no other coordinator holds the lease. Another one of
+// the same name that is alive is an error.
 func (c *Coordinator) acquireLease(ctx context.Context) (*leaderLease, error) {
 	kv, err := c.cfg.Bus.KV(ctx, protocol.BucketLease)
 	if err != nil {
 		return nil, err
 	}
-	value, err := json.Marshal(leaseValue{Name: c.cfg.Name, Instance: rand.Text()})
+	value, err := json.Marshal(leaseValue{Name: c.cfg.Name, Instance: rand.Text(), Process: host.Self()})
 	if err != nil {
 		return nil, fmt.Errorf("encode lease: %w", err)
 	}
 	said := ""
+	var other namesake
 	for {
 		sent := c.cfg.Boot()
 		rev, err := kv.Swap(ctx, leaseKey, value, 0)
@@ -75,8 +88,13 @@ func (c *Coordinator) acquireLease(ctx context.Context) (*leaderLease, error) {
 			case gerr == nil && json.Unmarshal(held, &v) != nil:
 				v.Name = "somebody who cannot be read"
 			case gerr == nil && v.Name == c.cfg.Name:
-				// Left by this coordinator's previous process: names are unique.
-				rev, err = kv.Swap(ctx, leaseKey, value, at)
+				gone, jerr := other.judge(v, at)
+				if jerr != nil {
+					return nil, jerr
+				}
+				if gone {
+					rev, err = kv.Swap(ctx, leaseKey, value, at)
+				}
 			case gerr != nil && !errors.Is(gerr, bus.ErrNotFound):
 				c.log.Warn("cannot read the leader's lease, trying again", "error", gerr)
 			}
@@ -89,7 +107,7 @@ func (c *Coordinator) acquireLease(ctx context.Context) (*leaderLease, error) {
 		c.leader.Store(&v.Name)
 		if said != v.Name && v.Name != "" {
 			said = v.Name
-			c.log.Info("standing by, another coordinator leads", "leader", v.Name)
+			c.log.Info("standing by, another coordinator leads", "leader", v.Name, "process", v.Process)
 		}
 		if !bus.Sleep(ctx, c.cfg.Timing.Leader/6) {
 			return nil, fault.New(fault.Canceled, "wait for the leader's lease: %w", context.Cause(ctx))
@@ -141,10 +159,17 @@ func (l *leaderLease) release() {
 	l.c.leadsUntil.Store(0)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), 2*time.Second)
 	defer cancel()
-	if held, _, err := l.kv.Get(ctx, leaseKey); err != nil || string(held) != string(l.value) {
-		return
+	// Only what this coordinator wrote: the lease may be another's by now.
+	err := l.kv.DeleteAt(ctx, leaseKey, l.rev)
+	if errors.Is(err, bus.ErrConflict) {
+		// A renewal whose answer was lost has moved the revision.
+		held, at, gerr := l.kv.Get(ctx, leaseKey)
+		if gerr != nil || string(held) != string(l.value) {
+			return
+		}
+		err = l.kv.DeleteAt(ctx, leaseKey, at)
 	}
-	if err := l.kv.Delete(ctx, leaseKey); err != nil {
+	if err != nil {
 		l.c.log.Debug("release the leader's lease", "error", err)
 	}
 }

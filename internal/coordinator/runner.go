@@ -7,139 +7,98 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
+	"github.com/fsbackup/fsbackup/internal/coordinator/publisher"
+	"github.com/fsbackup/fsbackup/internal/coordinator/records"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
-// runner drives one job from admission to its final status, in one goroutine;
+// runner takes one job from admission to its final record, in one goroutine;
 // admission of its control files runs ahead in another.
 type runner struct {
-	c    *Coordinator
-	id   protocol.JobID
-	log  *slog.Logger
-	work context.CancelCauseFunc // ends the work of the job, not its ending
+	c   *Coordinator
+	id  protocol.JobID
+	log *slog.Logger
+	pub *publisher.Job
 
-	mu      sync.Mutex
-	changed chan struct{} // closed when something of the job changes
-
-	// storing is held while a batch of the job is published, and from before it is
-	// decided what is in it until the view knows.
-	storing   sync.Mutex
-	cursor    protocol.Cursor // as stored; written by the goroutine of run, with storing held
-	cursorSeq uint64          // guarded by storing
-
-	large sync.Map // shardID: shards of which this leader made objects that still stand
-
-	spanEvery atomic.Uint64 // one shard in so many gets a span; changes only between feeds
+	stopWork atomic.Pointer[context.CancelCauseFunc] // ends the work of the job, not its ending
+	tookOver bool                                    // the cursor is this leader's; used by the runner's goroutine only
 }
 
-// errJobCancelled ends a runner's work so that it can end the job.
-var errJobCancelled = errors.New("the job is being cancelled")
+// errEnding ends a runner's work so that it can end the job.
+var errEnding = errors.New("the job is ending")
 
-// poke tells everybody who waits for the job to look again.
-func (r *runner) poke() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	close(r.changed)
-	r.changed = make(chan struct{})
+// record returns the job's record.
+func (r *runner) record() protocol.JobRecord {
+	j, _ := r.c.rec.Job(r.id)
+	return j.Record
 }
 
-// watch returns a channel that the next poke closes.
-func (r *runner) watch() <-chan struct{} {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.changed
-}
-
-// job returns the job's row.
-func (r *runner) job() state.Job {
-	var j state.Job
-	r.c.view(func(t state.Tx) { j, _ = t.Job(r.id) })
-	return j
-}
-
-// await returns once cond holds, or with the cause of ctx.
 func (r *runner) await(ctx context.Context, cond func(state.Tx, state.Job) bool) error {
-	for {
-		changed := r.watch()
-		ok := false
-		r.c.view(func(t state.Tx) {
-			j, _ := t.Job(r.id)
-			ok = cond(t, j)
-		})
-		if ok {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	return r.c.rec.Await(ctx, r.id, cond)
 }
 
-// run drives the job. An error that the job cannot survive fails the job; one
-// that says that this coordinator no longer leads is returned.
+// run works on the job until all is done or something ends it. Then it ends the
+// job. It returns an error only if this coordinator no longer leads. If the
+// coordinator stops, run returns nil, and the next leader goes on with the job.
 func (r *runner) run(ctx context.Context) error {
-	defer r.c.forget(r.id)
+	defer r.c.forget(r)
 	work, stop := context.WithCancelCause(ctx)
 	defer stop(context.Canceled)
-	r.mu.Lock()
-	r.work = stop
-	r.mu.Unlock()
-	var err error
-	if r.job().Record.State != protocol.StateCancelling {
-		err = r.driveOn(work)
+	r.stopWork.Store(&stop)
+	ending := protocol.Ending{State: protocol.StateCompleted}
+	if !r.record().State.Over() {
+		err := r.workOn(work)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case fault.Is(err, fault.Stale):
+			return err
+		case err != nil:
+			ending = becauseOf(err)
+		}
 	}
-	if ctx.Err() == nil && r.job().Record.State == protocol.StateCancelling {
-		err = r.finishCancel(ctx)
+	// No effect where something else has ended the job already.
+	if err := r.c.beginEnding(ctx, r.id, ending); err != nil && !errors.Is(err, errOver) {
+		return unlessStopped(ctx, err)
 	}
-	switch {
-	case err == nil, ctx.Err() != nil:
-		return nil // where the coordinator stops, the job goes on with the next one
-	case fault.Is(err, fault.Stale):
-		return err
-	}
-	r.log.Error("job cannot go on", "job", r.id, "error", err)
-	if err := r.end(ctx, protocol.StateFailed, err.Error()); err != nil && ctx.Err() == nil {
-		return err
-	}
-	return nil
+	return unlessStopped(ctx, r.end(ctx))
 }
 
-// driveOn drives the job, again and again while NATS or a store cannot be used:
-// what is durable does not change by that.
-func (r *runner) driveOn(ctx context.Context) error {
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // the end was asked for, and what it interrupts fails
+	}
+	return err
+}
+
+// workOn works on the job. While NATS or a store cannot be used it tries again: what
+// is durable stays as it is.
+func (r *runner) workOn(ctx context.Context) error {
 	for {
-		err := r.drive(ctx)
-		if err == nil || ctx.Err() != nil || !passing(err) {
+		err := r.work(ctx)
+		if err == nil || ctx.Err() != nil || !fault.Passing(err) {
 			return err
 		}
-		r.c.stall(r.id, stallPublish, "the job cannot go on: "+err.Error())
-		if !bus.Sleep(ctx, retryWait) {
+		r.c.rec.Stall(r.id, records.StallPublish, "the job cannot go on: "+err.Error())
+		if !bus.Sleep(ctx, records.RetryWait) {
 			return context.Cause(ctx)
 		}
 	}
 }
 
-// passing reports whether waiting explains an error away.
-func passing(err error) bool {
-	return fault.Is(err, fault.Transient) || fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Exhausted)
-}
-
-func (r *runner) drive(ctx context.Context) error {
+func (r *runner) work(ctx context.Context) error {
 	if err := r.waitForTurn(ctx); err != nil {
 		return err
 	}
-	if err := r.readCursor(ctx); err != nil {
+	if err := r.takeOver(ctx); err != nil {
 		return err
 	}
-	r.recount()
-	ctx, span := r.c.tel.startJob(ctx, r.job().Record)
+	ctx, span := r.c.tel.startJob(ctx, r.record())
 	defer span.End()
 
 	admit, stop := context.WithCancelCause(ctx)
@@ -150,35 +109,45 @@ func (r *runner) drive(ctx context.Context) error {
 		admission.Wait()
 	}()
 
-	order := protocol.Order(r.job().Record.Spec.DeleteBefore)
+	order := protocol.Order(r.record().Spec.DeleteBefore)
 	for i, p := range order {
-		if r.passed(order, i) {
-			continue
+		if p == protocol.PhaseCleanup || r.passed(order, i) {
+			continue // the mark is taken away when the job ends, whatever ends it
 		}
 		if err := r.phase(ctx, p); err != nil {
 			return err
 		}
 	}
-	return r.end(ctx, "", "")
+	return nil
+}
+
+// takeOver makes the cursor this leader's. From then on the server stores nothing
+// that another leader still sends.
+func (r *runner) takeOver(ctx context.Context) error {
+	if err := r.pub.TakeOver(ctx); err != nil {
+		return err
+	}
+	r.tookOver = true
+	return nil
 }
 
 // passed reports whether the cursor is beyond the i-th phase.
 func (r *runner) passed(order []protocol.Phase, i int) bool {
-	if slices.Contains(order[i+1:], r.cursor.Phase) {
+	if slices.Contains(order[i+1:], r.pub.Cursor().Phase) {
 		return true
 	}
-	return r.job().Record.Phases[order[i]].Complete
+	return r.record().Phases[order[i]].Complete
 }
 
 // phase publishes a phase's shards and waits for all their results.
 func (r *runner) phase(ctx context.Context, p protocol.Phase) error {
-	if err := r.await(ctx, func(t state.Tx, j state.Job) bool { return r.known(t, j, p) }); err != nil {
+	if err := r.await(ctx, func(t state.Tx, j state.Job) bool { return decided(t, j, p) }); err != nil {
 		return err
 	}
-	var wanted bool
+	wanted := false
 	r.c.view(func(t state.Tx) {
 		j, _ := t.Job(r.id)
-		wanted = r.wanted(t, j, p)
+		wanted = wants(t, j, p)
 	})
 	if !wanted {
 		return nil
@@ -186,7 +155,7 @@ func (r *runner) phase(ctx context.Context, p protocol.Phase) error {
 	ctx, span := r.c.tel.startPhase(ctx, r.id, p)
 	defer span.End()
 	now := r.c.now()
-	r.c.update(func(t state.Tx) {
+	r.c.rec.Update(func(t state.Tx) {
 		j, _ := t.Job(r.id)
 		j.Phase = p
 		t.PutJob(j)
@@ -197,7 +166,7 @@ func (r *runner) phase(ctx context.Context, p protocol.Phase) error {
 		t.PutPhase(row)
 	})
 	r.log.Info("phase begins", "job", r.id, "phase", p)
-	if err := r.publish(ctx, p); err != nil {
+	if err := r.pub.Publish(ctx, p); err != nil {
 		return err
 	}
 	if err := r.await(ctx, func(t state.Tx, _ state.Job) bool { return t.Phase(r.id, p).Complete() }); err != nil {
@@ -205,64 +174,66 @@ func (r *runner) phase(ctx context.Context, p protocol.Phase) error {
 	}
 	ended := r.c.now()
 	var row state.Phase
-	r.c.update(func(t state.Tx) {
+	r.c.rec.Update(func(t state.Tx) {
 		row = t.Phase(r.id, p)
 		row.Ended = ended
 		t.PutPhase(row)
 	})
 	r.log.Info("phase is complete", "job", r.id, "phase", p, "shards", row.Published, "seconds", ended.Sub(row.Started).Seconds())
-	err := r.c.save(ctx, r.id, func(rec *protocol.JobRecord) {
+	err := r.c.rec.Save(ctx, r.id, func(rec *protocol.JobRecord) {
 		if rec.Phases == nil {
 			rec.Phases = map[protocol.Phase]protocol.PhaseRecord{}
 		}
-		rec.Phases[p] = protocol.PhaseRecord{Shards: row.Published, Complete: true, Bytes: r.cursor.Bytes, Started: row.Started, Ended: row.Ended}
+		rec.Phases[p] = protocol.PhaseRecord{Shards: row.Published, Complete: true, Bytes: r.pub.Cursor().Bytes, Started: row.Started, Ended: row.Ended}
 	})
 	if err != nil {
 		return err
 	}
-	r.sweepQueue(ctx, p)
+	r.pub.Sweep(ctx, p)
 	return nil
 }
 
-// known reports whether it is decided that p has something to do: a first file
-// of it, or the end of the list.
-func (r *runner) known(t state.Tx, j state.Job, p protocol.Phase) bool {
+// decided reports whether it is certain if phase p has something to do: the job has
+// a file for it, or the list of files is complete.
+func decided(t state.Tx, j state.Job, p protocol.Phase) bool {
 	if j.Record.Sealed {
 		return true
 	}
 	if p != protocol.PhaseCopy || j.Record.Spec.DeleteBefore {
 		return false // a later phase must not begin before the list of the first is complete
 	}
-	return r.wanted(t, j, p)
+	return wants(t, j, p)
 }
 
-// wanted reports whether p has something to do.
-func (r *runner) wanted(t state.Tx, j state.Job, p protocol.Phase) bool {
-	switch {
-	case p == protocol.PhaseCleanup:
-		return j.Record.Nonce != ""
-	case j.Record.Spec.VerifyOnly != (p == protocol.PhaseVerify), p == protocol.PhaseFinish && j.Record.Spec.KeepDirs:
+// wants reports whether p has something to do in the job.
+func wants(t state.Tx, j state.Job, p protocol.Phase) bool {
+	if !hasPhase(j.Record.Spec, p) {
 		return false
 	}
-	for f := range t.Files(r.id) {
-		if cutBy(j, f.Record.Ref.Phase, p) {
+	for f := range t.Files(j.Record.ID) {
+		if j.Cuts(p, f.Record.Ref.Phase) {
 			return true
 		}
 	}
 	return false
 }
 
-// cutBy reports whether the job's phase p goes over a control file of the phase
-// kind. The directories of copy files need not be compared once more by the
-// lines of times files, which say less.
-func cutBy(j state.Job, kind, p protocol.Phase) bool {
-	if p == protocol.PhaseVerify && kind == protocol.PhaseDir && j.HasCopy {
+// hasPhase reports whether a job with this spec executes control files in phase p.
+// It may have none for that phase.
+func hasPhase(spec protocol.JobSpec, p protocol.Phase) bool {
+	switch p {
+	case protocol.PhaseCleanup:
 		return false
+	case protocol.PhaseRmdir:
+		return !spec.VerifyOnly && spec.DeleteEmpty
+	case protocol.PhaseFinish:
+		return !spec.VerifyOnly && !spec.KeepDirs
 	}
-	return p.Reads(kind)
+	return spec.VerifyOnly == (p == protocol.PhaseVerify)
 }
 
-// waitForTurn keeps the job queued while another with an overlapping destination runs.
+// waitForTurn keeps the job queued while an earlier job with an overlapping
+// destination has not ended.
 func (r *runner) waitForTurn(ctx context.Context) error {
 	queued := false
 	err := r.await(ctx, func(t state.Tx, j state.Job) bool {
@@ -276,11 +247,11 @@ func (r *runner) waitForTurn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.job().Record.State != protocol.StateQueued && !r.job().Record.Started.IsZero() {
+	if rec := r.record(); rec.State != protocol.StateQueued && !rec.Started.IsZero() {
 		return nil
 	}
 	now := r.c.now()
-	return r.c.save(ctx, r.id, func(rec *protocol.JobRecord) {
+	return r.c.rec.Save(ctx, r.id, func(rec *protocol.JobRecord) {
 		if rec.State == protocol.StateQueued {
 			rec.State = protocol.StateRunning
 		}
@@ -290,47 +261,23 @@ func (r *runner) waitForTurn(ctx context.Context) error {
 	})
 }
 
-// end gives the job its final status. state "" = decide by the failures.
-func (r *runner) end(ctx context.Context, final protocol.State, reason string) error {
-	now := r.c.now()
-	var stats protocol.Stats
-	var warnings []protocol.Warning
-	var rec protocol.JobRecord
-	r.c.view(func(t state.Tx) {
-		j, _ := t.Job(r.id)
-		rec = j.Record
-		stats = r.c.figures(t, j, now)
-		warnings = sortedWarnings(j.Warnings)
-	})
-	if final == "" {
-		final = protocol.StateCompleted
-		if failures := stats.Failures(); failures > 0 && !tolerated(rec.Spec, stats) {
-			final, reason = protocol.StateFailed, failureReason(stats)
+// overlapping returns a job before j, of the same pool, that has not ended and
+// whose destination contains, or lies in, that of j. The order is that in which
+// the store took the jobs: ids come from clients, whose clocks differ.
+func overlapping(t state.Tx, j state.Job) (protocol.JobID, bool) {
+	if j.Record.Spec.AllowOverlap {
+		return "", false
+	}
+	for o := range t.Jobs() {
+		if o.Record.Spec.VerifyOnly && j.Record.Spec.VerifyOnly {
+			continue // neither changes anything
+		}
+		if o.ID == j.ID || o.Order() >= j.Order() || o.Record.State.Final() || o.Record.Spec.AllowOverlap || o.Record.Spec.Pool != j.Record.Spec.Pool {
+			continue
+		}
+		if entry.Within(o.Record.Spec.Destination, j.Record.Spec.Destination) || entry.Within(j.Record.Spec.Destination, o.Record.Spec.Destination) {
+			return o.Record.ID, true
 		}
 	}
-	err := r.c.save(ctx, r.id, func(rec *protocol.JobRecord) {
-		rec.State, rec.Reason, rec.Ended = final, reason, now
-		rec.Stats, rec.Warnings = &stats, warnings
-	})
-	if err != nil {
-		return err
-	}
-	r.c.dropCheckpoint(ctx, r.id)
-	r.dropLarge(ctx)
-	r.log.Info("job has ended", "job", r.id, "state", final, "reason", reason, "files", stats.FilesCopied, "bytes", stats.BytesCopied, "failures", stats.Failures())
-	r.c.publishEvent(r.id, true)
-	r.c.pokeAll() // a queued job may have waited for this one
-	return nil
+	return "", false
 }
-
-// tolerated reports whether failures leave the status at completed. Control
-// files that cannot be used never do.
-func tolerated(spec protocol.JobSpec, s protocol.Stats) bool {
-	if s.FilesRefused > 0 {
-		return false
-	}
-	return spec.MaxFailures < 0 || s.Failures() <= uint64(spec.MaxFailures)
-}
-
-// retryWait paces what is tried again until it works.
-const retryWait = time.Second

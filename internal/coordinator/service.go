@@ -2,27 +2,18 @@ package coordinator
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/oklog/ulid/v2"
 
 	"github.com/fsbackup/fsbackup/internal/api"
+	"github.com/fsbackup/fsbackup/internal/coordinator/records"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
-
-// newID returns an identifier that sorts by time.
-func newID(now time.Time) string {
-	return strings.ToLower(ulid.MustNew(ulid.Timestamp(now), rand.Reader).String())
-}
 
 // Submit creates a job, once: repeated with the same ID it changes nothing. It
 // answers with the files that this coordinator cannot read as the submitter
@@ -40,48 +31,25 @@ func (c *Coordinator) Submit(ctx context.Context, q protocol.SubmitRequest) (pro
 	if err := q.Spec.Normalize(); err != nil {
 		return protocol.SubmitReply{}, err
 	}
-	known := false
 	var refused error
+	known := false
 	c.view(func(t state.Tx) {
 		_, known = t.Job(q.ID)
 		refused = allowedSomewhere(t, q.Spec)
 	})
-	if known {
-		return protocol.SubmitReply{Job: q.ID}, nil
-	}
-	if refused != nil {
+	if refused != nil && !known {
 		return protocol.SubmitReply{}, refused
 	}
-	c.placing.RLock()
-	defer c.placing.RUnlock()
-	recs, missing, err := c.place(ctx, 0, q.Files)
+	rec := protocol.JobRecord{ID: q.ID, ResultsAfter: c.fold.FoldedUpTo(), Spec: q.Spec, State: protocol.StateQueued, Sealed: q.Seal, Created: c.now()}
+	created, missing, err := c.rec.Create(ctx, rec, q.Files, q.Metas)
 	if err != nil {
 		return protocol.SubmitReply{}, err
 	}
-	metas, missingMetas, err := c.placeMetas(ctx, q.Metas)
-	if err != nil {
-		return protocol.SubmitReply{}, err
+	if created {
+		c.log.Info("job submitted", "job", q.ID, "source", q.Spec.Source, "destination", q.Spec.Destination, "pool", q.Spec.Pool, "files", len(q.Files))
+		c.startRunner(q.ID)
 	}
-	if missing = append(missing, missingMetas...); len(missing) > 0 {
-		return protocol.SubmitReply{Job: q.ID, Missing: missing}, nil
-	}
-	rec := protocol.JobRecord{ID: q.ID, ResultsAfter: c.foldedUpTo(), Spec: q.Spec, State: protocol.StateQueued, Sealed: q.Seal, Files: uint32(len(recs)), Created: c.now(), Metas: metas}
-	if err := c.storeFiles(ctx, q.ID, recs); err != nil {
-		return protocol.SubmitReply{}, err
-	}
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return protocol.SubmitReply{}, fault.New(fault.Internal, "encode record of job %s: %w", q.ID, err)
-	}
-	rev, err := c.swapRecord(ctx, q.ID, rec, data, 0)
-	if err != nil {
-		return protocol.SubmitReply{}, err
-	}
-	row := newRow(rec, rev)
-	c.showFiles(q.ID, recs, &row)
-	c.log.Info("job submitted", "job", q.ID, "source", q.Spec.Source, "destination", q.Spec.Destination, "pool", q.Spec.Pool, "files", len(recs))
-	c.startRunner(q.ID)
-	return protocol.SubmitReply{Job: q.ID, Created: true}, nil
+	return protocol.SubmitReply{Job: q.ID, Created: created, Missing: missing}, nil
 }
 
 // allowedSomewhere refuses roots that no live worker of the pool may touch. Where
@@ -95,7 +63,7 @@ func allowedSomewhere(t state.Tx, spec protocol.JobSpec) error {
 		}
 		live++
 		within := func(p string) bool {
-			return slices.ContainsFunc(w.Beat.Allow, func(root string) bool { return contains(root, p) })
+			return slices.ContainsFunc(w.Beat.Allow, func(root string) bool { return entry.Within(root, p) })
 		}
 		if within(spec.Source) && within(spec.Destination) {
 			return nil
@@ -119,126 +87,8 @@ func (c *Coordinator) Append(ctx context.Context, q protocol.AppendRequest) (pro
 	if err := c.ready(); err != nil {
 		return protocol.SubmitReply{}, err
 	}
-	var rec protocol.JobRecord
-	known := false
-	c.view(func(t state.Tx) {
-		j, ok := t.Job(q.Job)
-		rec, known = j.Record, ok
-	})
-	switch {
-	case !known:
-		return protocol.SubmitReply{}, noSuchJob(q.Job)
-	case rec.State.Final() || rec.State == protocol.StateCancelling:
-		return protocol.SubmitReply{}, alreadyEnded(rec)
-	case rec.Files >= q.From+uint32(len(q.Files)) && (rec.Sealed || !q.Seal):
-		return protocol.SubmitReply{Job: q.Job}, nil
-	case rec.Sealed:
-		return protocol.SubmitReply{}, fault.New(fault.Invalid, "job %s is sealed: it takes no more control files", q.Job)
-	case q.From != rec.Files && len(q.Files) > 0:
-		return protocol.SubmitReply{}, fault.New(fault.Invalid, "job %s has %d control files, the next cannot be number %d", q.Job, rec.Files, q.From)
-	}
-	c.placing.RLock()
-	defer c.placing.RUnlock()
-	recs, missing, err := c.place(ctx, rec.Files, q.Files)
-	if err != nil || len(missing) > 0 {
-		return protocol.SubmitReply{Job: q.Job, Missing: missing}, err
-	}
-	if err := c.storeFiles(ctx, q.Job, recs); err != nil {
-		return protocol.SubmitReply{}, err
-	}
-	var row state.Job
-	c.view(func(t state.Tx) { row, _ = t.Job(q.Job) })
-	c.showFiles(q.Job, recs, &row)
-	err = c.save(ctx, q.Job, func(r *protocol.JobRecord) {
-		r.Files = rec.Files + uint32(len(recs))
-		r.Sealed = r.Sealed || q.Seal
-	})
-	return protocol.SubmitReply{Job: q.Job}, err
-}
-
-// place finds where each submitted control file can be read.
-func (c *Coordinator) place(ctx context.Context, from uint32, files []protocol.FileRef) (recs []protocol.FileRecord, missing []string, err error) {
-	for i, ref := range files {
-		if err := ref.Check(); err != nil {
-			return nil, nil, err
-		}
-		rec := protocol.FileRecord{Index: from + uint32(i), Ref: ref, State: protocol.FilePending}
-		if ref.Digest != "" && !c.sees(ref) {
-			if rec.Object = protocol.FileObject(ref.Digest); rec.Object != "" {
-				has, err := c.objects.Has(ctx, rec.Object)
-				if err != nil {
-					return nil, nil, err
-				}
-				if !has {
-					missing = append(missing, ref.Path)
-				}
-			}
-		}
-		recs = append(recs, rec)
-	}
-	return recs, missing, nil
-}
-
-// placeMetas returns the meta files that must be taken from the object bucket:
-// none if all of them are here.
-func (c *Coordinator) placeMetas(ctx context.Context, metas []protocol.FileRef) (uploaded []protocol.FileRef, missing []string, err error) {
-	here := true
-	for _, ref := range metas {
-		if err := ref.Check(); err != nil {
-			return nil, nil, err
-		}
-		here = here && (ref.Digest == "" || c.sees(ref))
-	}
-	if here {
-		return nil, nil, nil
-	}
-	for _, ref := range metas {
-		has, err := c.objects.Has(ctx, protocol.FileObject(ref.Digest))
-		if err != nil {
-			return nil, nil, err
-		}
-		if !has {
-			missing = append(missing, ref.Path)
-		}
-	}
-	return metas, missing, nil
-}
-
-// sees reports whether this coordinator reads the same bytes at a file's path.
-func (c *Coordinator) sees(ref protocol.FileRef) bool {
-	fi, err := os.Stat(ref.Path)
-	if err != nil || fi.Size() != ref.Size {
-		return false
-	}
-	got, err := Digest(ref.Path)
-	return err == nil && got == ref.Digest
-}
-
-func (c *Coordinator) storeFiles(ctx context.Context, job protocol.JobID, recs []protocol.FileRecord) error {
-	for _, rec := range recs {
-		data, err := json.Marshal(rec)
-		if err != nil {
-			return fault.New(fault.Internal, "encode record of %q: %w", rec.Ref.Path, err)
-		}
-		if err := c.jobs.Put(ctx, protocol.FileKey(job, rec.Index), data); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// showFiles makes control files visible, together with their job's row.
-func (c *Coordinator) showFiles(job protocol.JobID, recs []protocol.FileRecord, row *state.Job) {
-	c.update(func(t state.Tx) {
-		if cur, ok := t.Job(job); ok {
-			row = &cur
-		}
-		for _, rec := range recs {
-			row.HasCopy = row.HasCopy || rec.Ref.Phase == protocol.PhaseCopy
-			t.PutFile(state.File{Job: string(job), Index: rec.Index, Record: rec})
-		}
-		t.PutJob(*row)
-	})
+	missing, err := c.rec.Append(ctx, q)
+	return protocol.SubmitReply{Job: q.Job, Missing: missing}, err
 }
 
 // ready returns an error unless this coordinator leads and has recovered.
@@ -261,11 +111,11 @@ func (c *Coordinator) ready() error {
 	return fault.New(fault.Transient, "coordinator %s is %w, %s is", c.cfg.Name, api.ErrNotLeader, *name)
 }
 
-// Cancel stops a job: queued shards are removed, running ones abandoned.
+// Cancel ends a job: queued shards are removed, running ones abandoned.
 func (c *Coordinator) Cancel(ctx context.Context, q protocol.JobRequest) (protocol.JobView, error) {
 	err := c.ready()
 	if err == nil {
-		err = c.cancelJob(ctx, q.Job, "cancelled by request", false)
+		err = c.beginEnding(ctx, q.Job, protocol.Ending{State: protocol.StateCancelled, Reason: "cancelled by request"})
 	}
 	if err != nil {
 		return protocol.JobView{}, err
@@ -287,9 +137,9 @@ func (c *Coordinator) setPaused(ctx context.Context, q protocol.JobRequest, paus
 	if err := c.ready(); err != nil {
 		return protocol.JobView{}, err
 	}
-	err := c.transition(ctx, q.Job, func(rec *protocol.JobRecord) error {
-		if rec.State.Final() || rec.State == protocol.StateCancelling {
-			return alreadyEnded(*rec)
+	err := c.rec.Change(ctx, q.Job, func(rec *protocol.JobRecord) error {
+		if rec.State.Over() {
+			return records.AlreadyEnded(*rec)
 		}
 		rec.Paused = paused
 		return nil
@@ -311,46 +161,21 @@ func (c *Coordinator) Drop(ctx context.Context, q protocol.JobRequest) (protocol
 	if !v.State.Final() {
 		return v, fault.Hinted(fault.Invalid, "cancel it first", "job %s is %s", q.Job, v.State)
 	}
-	if err := c.erase(ctx, q.Job, true); err != nil {
+	if err := c.rec.Erase(ctx, q.Job); err != nil {
 		return v, err
 	}
-	return v, c.sweepObjects(ctx)
+	return v, c.rec.SweepObjects(ctx)
 }
 
-// erase removes what streams hold of an ended job, and with record the job itself.
-func (c *Coordinator) erase(ctx context.Context, id protocol.JobID, record bool) error {
-	for stream, subject := range map[string]string{
-		protocol.StreamResults:  protocol.JobResults(id),
-		protocol.StreamFailures: protocol.JobFailures(id),
-		protocol.StreamShards:   protocol.CursorSubject(id),
-	} {
-		if err := c.cfg.Bus.Purge(ctx, stream, subject, 0); err != nil {
-			return err
-		}
+// Drain has a worker finish what it has, take nothing more, and leave. It hears
+// so with the answer to its next heartbeat, and from then on says so itself,
+// whoever leads. Repeated, it changes nothing.
+func (c *Coordinator) Drain(ctx context.Context, q protocol.WorkerRequest) (protocol.WorkersReply, error) {
+	if err := c.ready(); err != nil {
+		return protocol.WorkersReply{}, err
 	}
-	c.dropCheckpoint(ctx, id)
-	if err := c.dropMarks(ctx, id); err != nil {
-		return err
+	if err := c.roster.Drain(q.Worker); err != nil {
+		return protocol.WorkersReply{}, err
 	}
-	if err := os.RemoveAll(c.dir(id)); err != nil {
-		return fmt.Errorf("remove the files of job %s: %w", id, err)
-	}
-	if !record {
-		return nil
-	}
-	var keys []string
-	err := c.jobs.Each(ctx, protocol.FileKeys(id), func(key string, _ []byte, _ uint64) error {
-		keys = append(keys, key)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, k := range append(keys, protocol.JobKey(id)) {
-		if err := c.jobs.Delete(ctx, k); err != nil {
-			return err
-		}
-	}
-	c.update(func(t state.Tx) { t.DropJob(id) })
-	return nil
+	return c.Workers(ctx, protocol.WorkersRequest{Name: q.Worker})
 }

@@ -1,13 +1,14 @@
 package coordinator
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/fsbackup/fsbackup/internal/coordinator/folder"
+	"github.com/fsbackup/fsbackup/internal/coordinator/records"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
@@ -30,51 +31,9 @@ func (c *Coordinator) Job(_ context.Context, q protocol.JobRequest) (protocol.Jo
 		}
 	})
 	if !known {
-		return v, noSuchJob(q.Job)
+		return v, records.NoSuchJob(q.Job)
 	}
 	return v, nil
-}
-
-// Jobs returns all jobs, newest first.
-func (c *Coordinator) Jobs(context.Context, struct{}) (protocol.JobsReply, error) {
-	var out protocol.JobsReply
-	if err := c.ready(); err != nil {
-		return out, err
-	}
-	now := c.now()
-	c.view(func(t state.Tx) {
-		for j := range t.Jobs() {
-			out.Jobs = append(out.Jobs, c.jobView(t, j, now))
-		}
-	})
-	slices.Reverse(out.Jobs)
-	return out, nil
-}
-
-// Workers returns all workers that were seen in the last minutes.
-func (c *Coordinator) Workers(context.Context, struct{}) (protocol.WorkersReply, error) {
-	out := protocol.WorkersReply{Leader: c.cfg.Name}
-	if err := c.ready(); err != nil {
-		return out, err
-	}
-	c.view(func(t state.Tx) {
-		for w := range t.Workers() {
-			v := protocol.WorkerView{
-				Name: w.Name, Pool: w.Beat.Pool, Host: w.Beat.Host, Version: w.Beat.Version, Slots: w.Beat.Slots,
-				Running: w.Beat.Running, Allow: w.Beat.Allow, LastSeen: w.LastSeen, State: "live", Done: w.Beat.Done, RSS: w.Beat.RSS, Unfit: w.Beat.Unfit, Hung: w.Beat.Hung,
-			}
-			switch {
-			case w.Beat.Leaving:
-				v.State = "left"
-			case w.Lost:
-				v.State = "lost"
-			case !w.Takes():
-				v.State = "drained"
-			}
-			out.Workers = append(out.Workers, v)
-		}
-	})
-	return out, nil
 }
 
 func (c *Coordinator) jobView(t state.Tx, j state.Job, now time.Time) protocol.JobView {
@@ -82,18 +41,20 @@ func (c *Coordinator) jobView(t state.Tx, j state.Job, now time.Time) protocol.J
 	v := protocol.JobView{
 		ID: rec.ID, Name: rec.Spec.Name, State: rec.State, Status: rec.State.Status(), Reason: rec.Reason, Spec: rec.Spec,
 		Created: rec.Created, Started: rec.Started, Ended: rec.Ended, Phase: j.Phase,
-		Stats: c.figures(t, j, now), Warnings: sortedWarnings(j.Warnings), Workers: j.Workers,
+		Stats: folder.Figures(t, j, now), Warnings: folder.Warnings(j.Warnings), Workers: j.Workers,
 	}
-	if rec.Paused && (v.State == protocol.StateQueued || v.State == protocol.StateRunning) {
-		v.State = protocol.StatePaused
-	}
+	v.State = shownState(rec)
 	v.Failures = v.Stats.Failures()
-	v.Tolerated = v.Failures > 0 && tolerated(rec.Spec, v.Stats)
-	v.Seconds = elapsed(rec, now).Seconds()
+	v.Answered = rec.Answered
+	if rec.Ending != nil {
+		v.Kind = rec.Ending.Kind
+	}
+	v.Tolerated = v.Failures > 0 && folder.Tolerated(rec.Spec, v.Stats)
+	v.Seconds = folder.Elapsed(rec, now).Seconds()
 	if rec.State == protocol.StateQueued {
 		if other, wait := overlapping(t, j); wait {
 			v.Stalled = fmt.Sprintf("waits for job %s, whose destination overlaps", other)
-			v.StalledSince, v.StallCause = rec.Created, stallQueue
+			v.StalledSince, v.StallCause = rec.Created, records.StallQueue
 		}
 	}
 	causes := make([]string, 0, len(j.Stalls))
@@ -106,6 +67,9 @@ func (c *Coordinator) jobView(t state.Tx, j state.Job, now time.Time) protocol.J
 		if v.Stalled == "" || s.Since.Before(v.StalledSince) {
 			v.Stalled, v.StalledSince, v.StallCause = s.Text, s.Since, cause
 		}
+	}
+	if v.Stalled == "" && rec.State == protocol.StateRunning && !rec.Sealed && !anyOpen(t, rec.ID) {
+		v.Stalled, v.StalledSince, v.StallCause = "waits for more control files: its list is not complete; append the rest and seal it, or cancel the job", rec.Started, records.StallList
 	}
 	if rec.State.Final() {
 		v.Stalled, v.StalledSince, v.StallCause, v.Phase = "", time.Time{}, "", 0
@@ -132,118 +96,22 @@ func (c *Coordinator) jobView(t state.Tx, j state.Job, now time.Time) protocol.J
 	return v
 }
 
-func elapsed(rec protocol.JobRecord, now time.Time) time.Duration {
+func anyOpen(t state.Tx, id protocol.JobID) bool {
+	for range t.OpenOf(id) {
+		return true
+	}
+	return false
+}
+
+// shownState is the state of a job as people see it.
+func shownState(rec protocol.JobRecord) protocol.State {
 	switch {
-	case rec.Started.IsZero():
-		return 0
-	case rec.Ended.IsZero():
-		return now.Sub(rec.Started)
+	case rec.Paused && (rec.State == protocol.StateQueued || rec.State == protocol.StateRunning):
+		return protocol.StatePaused
+	case rec.State == protocol.StateEnding && rec.Ending != nil && rec.Ending.State == protocol.StateCancelled:
+		return protocol.StateCancelling
 	}
-	return rec.Ended.Sub(rec.Started)
-}
-
-// figures completes the folded statistics by what admission and cutting know.
-func (c *Coordinator) figures(t state.Tx, j state.Job, now time.Time) protocol.Stats {
-	s := j.Stats
-	if j.Record.State.Final() {
-		if j.Record.Stats != nil {
-			s = *j.Record.Stats
-		}
-		return s
-	}
-	announced := uint64(0)
-	s.DirsToBackup, s.FilesToBackup, s.FilesRefused = 0, 0, 0
-	s.DirsToDelete, s.FilesToDelete = 0, 0
-	for f := range t.Files(j.Record.ID) {
-		rec := f.Record
-		if rec.State == protocol.FileRefused {
-			s.FilesRefused++
-			continue
-		}
-		s.Skipped += rec.Counts.Skipped
-		switch rec.Ref.Phase {
-		case protocol.PhaseCopy:
-			s.DirsToBackup += rec.Counts.Dirs
-			s.FilesToBackup += rec.Counts.Files
-			announced += rec.Counts.Bytes
-		case protocol.PhaseDelete:
-			s.DirsToDelete += rec.Counts.Dirs
-			s.FilesToDelete += rec.Counts.Files
-		case protocol.PhaseHardlink:
-			s.FilesToBackup += rec.Counts.Files
-		case protocol.PhaseDir:
-			if !j.HasCopy {
-				s.DirsToBackup += rec.Counts.Dirs
-			}
-		}
-	}
-	// The header's figure until all is cut, then the sum over the records: other
-	// scanners' headers count more than regular files.
-	s.BytesToBackup = max(announced, j.CutBytes)
-	if j.Record.Sealed && cutWhole(t, j) {
-		s.BytesToBackup = j.CutBytes
-	}
-	done := s.BytesCopied
-	if j.Record.Spec.VerifyOnly {
-		done = s.BytesVerified
-		s.DirsToDelete, s.FilesToDelete = 0, 0
-	}
-	if sec := elapsed(j.Record, now).Seconds(); sec > 0 {
-		s.BytesPerSec = uint64(float64(done) / sec)
-	}
-	return s
-}
-
-// cutWhole reports whether all files whose bytes count are cut.
-func cutWhole(t state.Tx, j state.Job) bool {
-	if j.Record.Spec.VerifyOnly {
-		return t.Phase(j.Record.ID, protocol.PhaseVerify).Sealed
-	}
-	for _, p := range []protocol.Phase{protocol.PhaseCopy, protocol.PhaseHardlink} {
-		if t.Phase(j.Record.ID, p).Sealed {
-			continue
-		}
-		for f := range t.Files(j.Record.ID) {
-			if f.Record.Ref.Phase == p && f.Record.State != protocol.FileRefused {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-func sortedWarnings(m map[string]protocol.Warning) []protocol.Warning {
-	out := make([]protocol.Warning, 0, len(m))
-	for _, w := range m {
-		out = append(out, w)
-	}
-	slices.SortFunc(out, func(a, b protocol.Warning) int { return cmp.Compare(a.Kind, b.Kind) })
-	return out
-}
-
-func failureReason(s protocol.Stats) string {
-	out := ""
-	add := func(n uint64, one, many string) {
-		if n == 0 {
-			return
-		}
-		if out != "" {
-			out += ", "
-		}
-		if n == 1 {
-			many = one
-		}
-		out += fmt.Sprintf("%d %s", n, many)
-	}
-	add(s.FilesDiffer, "file differs", "files differ")
-	add(s.DirsDiffer, "directory differs", "directories differ")
-	add(s.Extra, "extra name", "extra names")
-	add(s.FilesFailed-min(s.FilesDiffer, s.FilesFailed), "file failed", "files failed")
-	add(s.DirsFailed-min(s.DirsDiffer, s.DirsFailed), "directory failed", "directories failed")
-	add(s.DirMetaFailed, "directory without its metadata", "directories without their metadata")
-	add(s.DeletesFailed, "delete failed", "deletes failed")
-	add(s.FilesRefused, "control file refused", "control files refused")
-	return out
+	return rec.State
 }
 
 // publishEvent sends a job's snapshot to those who watch it, not more often than

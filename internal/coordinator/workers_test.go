@@ -18,7 +18,7 @@ func beat(t *testing.T, c *Coordinator) (protocol.HeartbeatReply, bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := c.heartbeat(data)
+	out := c.roster.Heartbeat(data)
 	if out == nil {
 		return protocol.HeartbeatReply{}, false
 	}
@@ -38,7 +38,7 @@ func TestOnlyALeaderThatKnowsAllJobsTellsWorkersToStop(t *testing.T) {
 	if r, answered := beat(t, c); answered {
 		t.Errorf("a standby answers: %+v", r)
 	}
-	if out := c.claimRoots(t.Context(), []byte(`{"job":"j1","worker":"w"}`)); out != nil {
+	if out := c.roster.ClaimRoots(t.Context(), []byte(`{"job":"j1","worker":"w"}`)); out != nil {
 		t.Errorf("a standby answers: %s", out)
 	}
 	// It has the lease, and has not read its jobs yet.
@@ -46,7 +46,7 @@ func TestOnlyALeaderThatKnowsAllJobsTellsWorkersToStop(t *testing.T) {
 	if r, answered := beat(t, c); !answered || len(r.Cancelled) > 0 {
 		t.Errorf("a leader that still reads its jobs says to stop %v (answered: %v)", r.Cancelled, answered)
 	}
-	if out := string(c.claimRoots(t.Context(), []byte(`{"job":"j1","worker":"w"}`))); out != `{"nonce":"","write":false,"wait":true,"source_inode":0,"source_fs":""}` {
+	if out := string(c.roster.ClaimRoots(t.Context(), []byte(`{"job":"j1","worker":"w"}`))); out != `{"nonce":"","write":false,"wait":true,"source_inode":0,"source_fs":""}` {
 		t.Errorf("a leader that still reads its jobs says of a job's roots: %s", out)
 	}
 	c, _, stop := lead(t, b, nil)

@@ -6,49 +6,14 @@
 // state, so that a second attempt at a batch counts the same as the first.
 package engine
 
-// Op is what is to be done with an entry.
-type Op uint8
-
-const (
-	// OpRejected is an entry that could not be read; Entry.Reject says why. It
-	// is counted as failed and nothing is done.
-	OpRejected Op = iota
-	// OpMkdir makes a directory (copy phase, a d line).
-	OpMkdir
-	// OpCopy copies a non-directory of any type (copy phase, an f line).
-	OpCopy
-	// OpUnlink removes a non-directory (delete phase, an f line).
-	OpUnlink
-	// OpRemoveTree removes a directory tree (delete phase, a d line with flag 1).
-	OpRemoveTree
-	// OpLink makes a member of a hard-link group. The first entry with a group
-	// number in a batch is its leader.
-	OpLink
-	// OpFinish gives a directory owner, mode, ACL, xattrs and times (finish
-	// phase, a d line of a copy control file).
-	OpFinish
-	// OpTouch gives a directory owner, mode and times (dir phase).
-	OpTouch
-	// OpVerify compares a non-directory of any type with its source (verify
-	// phase, an f line of a copy control file). No verifying operation changes
-	// anything.
-	OpVerify
-	// OpVerifyLink compares a member of a hard-link group: OpVerify, if the group
-	// has no object yet to hold it against.
-	OpVerifyLink
-	// OpVerifyDir compares what OpFinish gives a directory, and its names (a d
-	// line of a copy control file).
-	OpVerifyDir
-	// OpVerifyTimes compares what OpTouch gives a directory.
-	OpVerifyTimes
-)
+import "github.com/fsbackup/fsbackup/internal/entry"
 
 // Entry is one line of a control file with its metadata resolved.
 type Entry struct {
-	Op   Op
-	Mode string // the line's mode column: mm, dm, bm, nn, fm ...; "" where the line has none
-	Path string // entry path, cleaned: no leading or trailing slash, "" = the root itself
-	Meta *Meta  // nil for deletes and rejected entries
+	Op   entry.Op
+	Mode string      // the line's mode column: mm, dm, bm, nn, fm ...; "" where the line has none
+	Path string      // entry path, cleaned: no leading or trailing slash, "" = the root itself
+	Meta *entry.Meta // nil for deletes and rejected entries
 
 	Group      uint64 // hard-link group within the batch; 0 = none
 	LeaderOnly bool   // the group's leader, done and counted by an earlier batch: only link to it
@@ -60,31 +25,6 @@ type Entry struct {
 	File uint32 // index of the control file in its job
 	Line uint64 // physical line where the entry begins
 }
-
-// Meta is the record of an entry: what the scan saw. Times are seconds since
-// the epoch; NSec fields are -1 when the record has none (the file formats
-// have none).
-type Meta struct {
-	Mode                       uint32 // full st_mode
-	Nlink, UID, GID            uint32
-	Inode, Size, Rdev          uint64
-	Atime, Mtime, Ctime, Btime int64
-	HasX                       bool // an xmeta record exists: ACL and Xattrs below are the scan's
-	AccessACL, DefaultACL      string
-	Xattrs                     []Xattr
-	Symlink                    string
-	HasSymlink                 bool
-	Sparse                     []Extent
-}
-
-// Xattr is one extended attribute.
-type Xattr struct {
-	Name  string
-	Value []byte
-}
-
-// Extent is a range of a sparse file that holds data.
-type Extent struct{ Offset, Length uint64 }
 
 // Sync says when data is made durable.
 type Sync uint8
@@ -123,6 +63,11 @@ type JobSpec struct {
 	SkipVanished    bool // a vanished source is skipped, not failed
 	CheckContents   bool // metadata-only entries: compare the contents, and copy them where they differ
 	DeleteUnchecked bool // delete lines are not checked against the source
+	SpareDirs       bool // a directory that is not empty is not replaced by something else
+	DeleteEmpty     bool // OpRemoveTree removes empty directories only
+	TakeChanging    bool // a file that changes each time it is read is taken as it was last read
+	ExpectTargets   bool // warn where the destination does not have what entries take it to have
+	FollowRootLinks bool // links of anybody on the way to the roots are followed
 	Sync            Sync
 	Verify          Verify
 	ReadOnly        bool // nothing but verifying operations, and no sync
@@ -147,29 +92,13 @@ type Batch struct {
 	Attempt      AttemptID
 	Predecessors []AttemptID // attempts that may have left temporary names
 	Entries      []Entry
+	// Leader is what became of the leader that an entry with LeaderOnly names.
+	Leader entry.Leader
 }
 
 // Guard is asked before each entry and before each rename, link, unlink or
 // mkdir. A non-nil error (fault.Stale, fault.Canceled) stops the batch.
 type Guard interface{ Check() error }
-
-// Counts are the statistics of a batch. Bytes are st_size of regular files.
-type Counts struct {
-	DirsCopied, FilesCopied, BytesCopied uint64
-	DirsFailed, FilesFailed              uint64
-	Deleted                              uint64 // delete lines whose target is gone
-	DirsDeleted                          uint64 // of these, lines of directories
-	Links                                uint64 // group members, leaders excepted, that are right links
-	Skipped                              uint64 // lines deliberately not done (source still has it, kept by policy, ...)
-	ChangedWhileRead                     uint64
-	ChangedSinceScan                     uint64
-	DirsFinished, DirsTouched            uint64
-	DirsVerified, FilesVerified          uint64 // compared, and what their source is; of copies, regular files only
-	BytesVerified                        uint64 // of these, st_size of regular files
-	DirsDiffer, FilesDiffer              uint64 // of DirsFailed and FilesFailed: compared, and not what their source is
-	Extra                                uint64 // names in verified directories that the source does not have
-	HoleBytes, ReflinkBytes              uint64 // measurements, outside exactness
-}
 
 // Failure is one entry that could not be done.
 type Failure struct {
@@ -193,7 +122,10 @@ type Warning struct {
 
 // Outcome is what became of a batch.
 type Outcome struct {
-	Counts   Counts
+	Counts   entry.Counts
 	Failures []Failure // in entry order
 	Warnings []Warning // sorted by kind
+	// Leader is what became of the leader of the last hard-link group, which is the
+	// one that can go on in a later batch.
+	Leader entry.Leader
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -96,7 +97,7 @@ func stopAt(t *testing.T, k int64, named bool) (done bool) {
 	o, err := j.Run(context.Background(), &again, nil)
 	must(t, err)
 	wantFailures(t, o)
-	g.wantCounts(o, Counts{DirsCopied: 1, FilesCopied: 6, BytesCopied: 10, Deleted: 2, DirsDeleted: 1, Links: 1})
+	g.wantCounts(o, entry.Counts{DirsCopied: 1, FilesCopied: 6, BytesCopied: 10, Deleted: 2, DirsDeleted: 1, Links: 1})
 	noTemps(t, g.dst)
 	return done
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -39,6 +40,13 @@ const (
 	WarnTime = "time-out-of-range"
 	// WarnSocket: the destination holds no sockets.
 	WarnSocket = "socket-unsupported"
+	// WarnTaken: the file changed each time it was read. What was copied is how it was
+	// read last, and may never have been in it at one time.
+	WarnTaken = "changing-taken"
+	// WarnUnexpected: the destination does not have what the entry takes it to have: a
+	// directory that is there already, a copy that needs only metadata, something to
+	// delete.
+	WarnUnexpected = "destination-not-as-known"
 	// WarnGroupKept: a hard-link group was left out because its leader's target
 	// is kept by the replace policy.
 	WarnGroupKept = "hardlink-group-kept"
@@ -53,7 +61,7 @@ type attrs struct {
 	atime, mtime unix.Timespec
 	access       []byte // POSIX ACLs in the kernel's form; nil = none
 	def          []byte
-	xattrs       []Xattr // without ACLs, sorted by name
+	xattrs       []entry.Xattr // without ACLs, sorted by name
 }
 
 func timespec(sec, nsec int64) unix.Timespec {
@@ -62,7 +70,7 @@ func timespec(sec, nsec int64) unix.Timespec {
 
 // agrees reports whether the source is what the record says: same type and
 // modification second and, but for directories, the same size.
-func agrees(m *Meta, st *unix.Stat_t) bool {
+func agrees(m *entry.Meta, st *unix.Stat_t) bool {
 	if m == nil {
 		return true
 	}
@@ -82,7 +90,7 @@ func attrsFromStat(st *unix.Stat_t) attrs {
 // attrsFromRecord returns what a restore, or a directory, is given: the
 // record's, with the nanoseconds, which records lack, from the source where
 // that still agrees. st may be nil.
-func attrsFromRecord(m *Meta, st *unix.Stat_t) attrs {
+func attrsFromRecord(m *entry.Meta, st *unix.Stat_t) attrs {
 	a := attrs{mode: m.Mode & 0o7777, uid: int(m.UID), gid: int(m.GID),
 		atime: timespec(m.Atime, 0), mtime: timespec(m.Mtime, 0)}
 	if st != nil && agrees(m, st) {
@@ -124,7 +132,7 @@ func (r *run) extended(t *target, a *attrs, src *fsys.Node) error {
 			return err
 		}
 	}
-	slices.SortFunc(a.xattrs, func(x, y Xattr) int { return strings.Compare(x.Name, y.Name) })
+	slices.SortFunc(a.xattrs, func(x, y entry.Xattr) int { return strings.Compare(x.Name, y.Name) })
 	return nil
 }
 
@@ -166,15 +174,19 @@ func (a *attrs) fromSource(t *target, src fsys.Node) error {
 		case name == fsys.XattrDefaultACL:
 			a.def = value
 		default:
-			a.xattrs = append(a.xattrs, Xattr{Name: name, Value: value})
+			a.xattrs = append(a.xattrs, entry.Xattr{Name: name, Value: value})
 		}
 	}
 	return nil
 }
 
 // copiedXattr reports whether attributes of that name are copied. The system
-// namespace is the kernel's view of other things, ACLs among them.
+// namespace is the kernel's view of other things, ACLs among them; and xfs lists
+// ACLs a second time, as it stores them: to remove those is to remove the ACL.
 func copiedXattr(name string) bool {
+	if strings.HasPrefix(name, "trusted.SGI_ACL_") {
+		return false
+	}
 	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "security.")
 }
 
@@ -202,6 +214,7 @@ type applyOpts struct {
 func (r *run) apply(t *target, n fsys.Node, a *attrs, o applyOpts) error {
 	mode := a.mode
 	if err := n.Chown(a.uid, a.gid); err != nil {
+		r.noteRefusal(t, err, r.j.e.chowns)
 		if mode, err = r.chownPartly(t, n, a, err); err != nil {
 			return err
 		}
@@ -221,10 +234,23 @@ func (r *run) apply(t *target, n fsys.Node, a *attrs, o applyOpts) error {
 	}
 	if !o.symlink && (!o.modeSet || mode&^0o777 != 0 || mode != a.mode || a.access != nil || o.aclLeft) {
 		if err := n.Chmod(mode); err != nil {
+			r.noteRefusal(t, err, true)
 			return opError("set mode of", t.e.Path, err)
 		}
 	}
 	return r.setTimes(t, n, a)
+}
+
+// noteRefusal notes an errno that some file systems (seen on FUSE) give of a file that
+// has no name, and would not give of one that has: they look it up by its name, or know
+// it only once it has one. EPERM is no wonder where the process lacks the right.
+func (r *run) noteRefusal(t *target, err error, mayDo bool) {
+	switch fsys.Errno(err) {
+	case unix.EPERM, unix.EACCES:
+		t.refused = t.refused || mayDo
+	case unix.EOPNOTSUPP, unix.ENOSYS, unix.EIO, unix.ENOENT, unix.EBADF, unix.EINVAL:
+		t.refused = true
+	}
 }
 
 // setTimes is last of all. The kernel silently clamps what a file system can't
@@ -232,6 +258,7 @@ func (r *run) apply(t *target, n fsys.Node, a *attrs, o applyOpts) error {
 // unusual times are looked at again.
 func (r *run) setTimes(t *target, n fsys.Node, a *attrs) error {
 	if err := n.Utimens(a.atime, a.mtime); err != nil {
+		r.noteRefusal(t, err, true)
 		return opError("set times of", t.e.Path, err)
 	}
 	if usualTime(a.atime) && usualTime(a.mtime) {
@@ -249,7 +276,7 @@ func usualTime(ts unix.Timespec) bool { return ts.Sec >= 0 && ts.Sec <= math.Max
 // privileged reports whether the mode or an attribute would let others act with
 // the rights of the target's owner.
 func (a *attrs) privileged() bool {
-	return a.mode&setIDs != 0 || slices.ContainsFunc(a.xattrs, func(x Xattr) bool { return x.Name == "security.capability" })
+	return a.mode&setIDs != 0 || slices.ContainsFunc(a.xattrs, func(x entry.Xattr) bool { return x.Name == "security.capability" })
 }
 
 // chownPartly deals with a refused chown: an ordinary user, a squashing file
@@ -292,6 +319,7 @@ func (r *run) applyACLs(t *target, n fsys.Node, a *attrs, o applyOpts) error {
 				err = nil
 			}
 		}
+		r.noteRefusal(t, err, r.j.e.override)
 		switch fsys.Errno(err) {
 		case 0:
 		case unix.EOPNOTSUPP:
@@ -333,7 +361,7 @@ func (r *run) removeExcess(t *target, n fsys.Node, a *attrs) error {
 		return opError("list attributes of", t.e.Path, err)
 	}
 	for _, name := range names {
-		if !removableXattr(name) || slices.ContainsFunc(a.xattrs, func(x Xattr) bool { return x.Name == name }) {
+		if !removableXattr(name) || slices.ContainsFunc(a.xattrs, func(x entry.Xattr) bool { return x.Name == name }) {
 			continue
 		}
 		if err := n.Removexattr(name); err != nil && fsys.Errno(err) != unix.ENODATA {
@@ -348,6 +376,7 @@ func (r *run) removeExcess(t *target, n fsys.Node, a *attrs) error {
 // xattrError decides what a refused attribute means: a loss to be counted, or
 // an error.
 func (r *run) xattrError(t *target, n fsys.Node, name string, err error) error {
+	r.noteRefusal(t, err, r.j.e.override)
 	switch fsys.Errno(err) {
 	case unix.EOPNOTSUPP, unix.EINVAL:
 		t.lose(WarnXattrUnsupported)

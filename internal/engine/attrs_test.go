@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 func setfacl(t *testing.T, p string, args ...string) {
@@ -90,11 +91,11 @@ func TestACLsAndXattrsFromTheRecord(t *testing.T) {
 	e, d := g.copyOf("d/f"), g.copyOf("d")
 	e.Meta.HasX = true
 	e.Meta.AccessACL = "user::rw-\nuser:1000:rwx\ngroup::r--\nmask::rw-\nother::---\n"
-	e.Meta.Xattrs = []Xattr{{Name: "user.b", Value: []byte{0, 1}}, {Name: "user.a"}, {Name: "system.evil", Value: []byte("x")}}
+	e.Meta.Xattrs = []entry.Xattr{{Name: "user.b", Value: []byte{0, 1}}, {Name: "user.a"}, {Name: "system.evil", Value: []byte("x")}}
 	d.Meta.HasX = true
 	d.Meta.AccessACL = "u::rwx,g::r-x,o::r-x"
 	d.Meta.DefaultACL = "user::rwx,group::r-x,other::---"
-	d.Op = OpFinish
+	d.Op = entry.OpFinish
 	o := g.run(g.batch(1, e))
 	fo := g.run(g.batch(6, d))
 	wantFailures(t, o)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 const benchFiles = 1000
@@ -81,7 +82,7 @@ func rawCopy(b *testing.B, g *rig, entries []Entry) {
 	var dir string
 	sfd, dfd := -1, -1
 	for _, e := range entries {
-		if e.Op == OpMkdir {
+		if e.Op == entry.OpMkdir {
 			if e.Path != "" {
 				must(b, unix.Mkdir(filepath.Join(g.dst, e.Path), 0o755))
 			}
@@ -143,4 +144,33 @@ func BenchmarkTempName(b *testing.B) {
 	for b.Loop() {
 		_ = r.tempName(AttemptID{1, 1}, 7)
 	}
+}
+
+// BenchmarkDeletes deletes 1,000 files of a tree that the source has not, name by
+// name, and their directories, eight levels down.
+func BenchmarkDeletes(b *testing.B) {
+	g := newRigIn(b, shm(b))
+	g.spec.DeleteEmpty, g.spec.Threads = true, 1
+	dir := "a/b/c/d/e/f/g"
+	var es []Entry
+	for i := range benchFiles {
+		es = append(es, Entry{Op: entry.OpUnlink, Path: fmt.Sprintf("%s/d%02d/f%04d", dir, i/100, i)})
+	}
+	for i := range benchFiles / 100 {
+		es = append(es, Entry{Op: entry.OpRemoveTree, Path: fmt.Sprintf("%s/d%02d", dir, i)})
+	}
+	must(b, os.MkdirAll(filepath.Join(g.src, filepath.Dir(dir)), 0o755))
+	var spent float64
+	for b.Loop() {
+		g.fresh(b)
+		for _, e := range es[:benchFiles] {
+			g.target(e.Path, "")
+		}
+		batch := g.batch(2, es...)
+		start := cpu(b)
+		o := g.run(batch)
+		spent += cpu(b) - start
+		wantFailures(b, o)
+	}
+	b.ReportMetric(spent*1e6/float64(b.N)/benchFiles, "cpu-us/name")
 }

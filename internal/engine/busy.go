@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 // Operation is something that the engine is doing on file systems.
@@ -160,13 +162,14 @@ func (t *task) lend(e *Engine) (o Operation, ok bool) {
 	return Operation{Doing: t.doing, Path: t.path, Since: e.begun.Add(seen)}, true
 }
 
-// doings are what people read of each Op.
+// doings are what people read of each operation.
 var doings = [...]string{
-	OpRejected: "look at", OpMkdir: "make directory", OpCopy: "copy", OpUnlink: "delete", OpRemoveTree: "delete tree",
-	OpLink: "link", OpFinish: "finish directory", OpTouch: "touch directory",
+	entry.OpRejected: "look at", entry.OpMkdir: "make directory", entry.OpCopy: "copy", entry.OpUnlink: "delete", entry.OpRemoveTree: "delete tree",
+	entry.OpLink: "link", entry.OpFinish: "finish directory", entry.OpTouch: "touch directory",
 }
 
-func (o Op) doing() string {
+// doing says what an operation does.
+func doing(o entry.Op) string {
 	if int(o) < len(doings) {
 		return doings[o]
 	}

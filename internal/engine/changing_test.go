@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -147,7 +148,7 @@ func TestSourcesThatChangeWhileTheyAreRead(t *testing.T) {
 				return
 			}
 			wantFailures(t, o, "f")
-			g.wantCounts(o, Counts{FilesFailed: 1, ChangedWhileRead: 1})
+			g.wantCounts(o, entry.Counts{FilesFailed: 1, ChangedWhileRead: 1})
 			if l := listing(t, g.dst); len(l) != 1 {
 				t.Errorf("left: %v", l)
 			}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -36,9 +37,9 @@ func TestEverythingWorksWithBothResolvers(t *testing.T) {
 		copies, _ := g.scan()
 		var gone []Entry
 		for _, e := range copies[1:] {
-			op := OpUnlink
-			if e.Op == OpMkdir {
-				op = OpRemoveTree
+			op := entry.OpUnlink
+			if e.Op == entry.OpMkdir {
+				op = entry.OpRemoveTree
 			}
 			gone = append(gone, Entry{Op: op, Path: e.Path})
 		}
@@ -63,13 +64,13 @@ func TestPlantedLinks(t *testing.T) {
 			must(t, os.Symlink("/", filepath.Join(root, "slash")))
 			must(t, os.Symlink("../", filepath.Join(root, "up")))
 		}
-		m := &Meta{Mode: unix.S_IFREG | 0o777, UID: 1, GID: 1, Mtime: 1}
-		dm := &Meta{Mode: unix.S_IFDIR | 0o777, UID: 1, GID: 1, Mtime: 1}
+		m := &entry.Meta{Mode: unix.S_IFREG | 0o777, UID: 1, GID: 1, Mtime: 1}
+		dm := &entry.Meta{Mode: unix.S_IFDIR | 0o777, UID: 1, GID: 1, Mtime: 1}
 		var es []Entry
 		for _, p := range []string{"p/f", "p/d/f", "slash" + outside + "/f", "up/" + filepath.Base(filepath.Dir(outside)) + "/f"} {
 			dir, _ := split(p)
-			es = append(es, file(p), tree(dir), Entry{Op: OpFinish, Path: dir, Meta: dm}, Entry{Op: OpTouch, Path: dir, Meta: dm},
-				Entry{Op: OpCopy, Path: p, Meta: m}, Entry{Op: OpLink, Group: 1, Path: p, Meta: m})
+			es = append(es, file(p), tree(dir), Entry{Op: entry.OpFinish, Path: dir, Meta: dm}, Entry{Op: entry.OpTouch, Path: dir, Meta: dm},
+				Entry{Op: entry.OpCopy, Path: p, Meta: m}, Entry{Op: entry.OpLink, Group: 1, Path: p, Meta: m})
 		}
 		g.run(g.batch(1, es...))
 		if diff := cmp.Diff(before, listing(t, outside)); diff != "" {
@@ -84,7 +85,7 @@ func TestSourceLinksAreNotFollowed(t *testing.T) {
 		secret := shm(t)
 		put(t, filepath.Join(secret, "f"), "secret")
 		must(t, os.Symlink(secret, filepath.Join(g.src, "d")))
-		o := g.run(g.batch(1, Entry{Op: OpCopy, Path: "d/f", Meta: metaOf(t, filepath.Join(secret, "f"))}))
+		o := g.run(g.batch(1, Entry{Op: entry.OpCopy, Path: "d/f", Meta: metaOf(t, filepath.Join(secret, "f"))}))
 		wantFailures(t, o, "d/f")
 		if len(o.Failures) == 1 && o.Failures[0].Kind != uint8(fault.Denied) {
 			t.Errorf("%+v", o.Failures[0])
@@ -169,9 +170,9 @@ func swapped(t *testing.T, g *rig, apart, slash bool) {
 	d, other := filepath.Join(g.dst, "d"), filepath.Join(g.dst, "swap")
 	stop := swapping(t, apart, d, other)
 	fin := g.copyOf(in + "/sub")
-	fin.Op = OpFinish
+	fin.Op = entry.OpFinish
 	touch := fin
-	touch.Op = OpTouch
+	touch.Op = entry.OpTouch
 	link := g.group(1, in+"/f", in+"/sub/f")
 	g.spec.DeleteUnchecked = true
 	j, err := g.e.OpenJob(g.spec)
@@ -208,11 +209,11 @@ func TestFIFOAndDevicesAreNeverOpened(t *testing.T) {
 	fifo := filepath.Join(g.src, "fifo")
 	must(t, os.Remove(fifo))
 	must(t, unix.Mkfifo(fifo, 0o600))
-	want := Counts{FilesCopied: 2, BytesCopied: 10, ChangedSinceScan: 1}
+	want := entry.Counts{FilesCopied: 2, BytesCopied: 10, ChangedSinceScan: 1}
 	if os.Geteuid() == 0 {
 		must(t, os.Remove(filepath.Join(g.src, "tty")))
 		must(t, unix.Mknod(filepath.Join(g.src, "tty"), unix.S_IFCHR|0o600, int(unix.Mkdev(240, 250)))) // no driver: open gives ENXIO
-		want = Counts{FilesCopied: 2, ChangedSinceScan: 2}
+		want = entry.Counts{FilesCopied: 2, ChangedSinceScan: 2}
 	}
 	o := g.run(g.batch(1, es...))
 	wantFailures(t, o)
@@ -237,7 +238,7 @@ func TestSwappingAFileForAFIFO(t *testing.T) {
 			_ = unix.Renameat2(unix.AT_FDCWD, f, unix.AT_FDCWD, other, unix.RENAME_EXCHANGE)
 		}
 	})
-	e := Entry{Op: OpCopy, Path: "f", Meta: &Meta{Mode: unix.S_IFREG | 0o644, Size: 7}}
+	e := Entry{Op: entry.OpCopy, Path: "f", Meta: &entry.Meta{Mode: unix.S_IFREG | 0o644, Size: 7}}
 	rounds := 500
 	if long() {
 		rounds = 10_000
@@ -277,7 +278,7 @@ func TestFIFOsAndDevicesInTheDestinationAreNeverOpened(t *testing.T) {
 				meta.Mode = "mm"
 				dir := g.copyOf("d")
 				verify, below, verifyDir, finish, touch := g.copyOf("f"), g.copyOf("d/f"), dir, dir, dir
-				verify.Op, below.Op, verifyDir.Op, finish.Op, touch.Op = OpVerify, OpVerify, OpVerifyDir, OpFinish, OpTouch
+				verify.Op, below.Op, verifyDir.Op, finish.Op, touch.Op = entry.OpVerify, entry.OpVerify, entry.OpVerifyDir, entry.OpFinish, entry.OpTouch
 				for name, c := range map[string]struct {
 					at     string
 					es     []Entry
@@ -315,7 +316,7 @@ func TestFIFOsAndDevicesInTheDestinationAreNeverOpened(t *testing.T) {
 
 func TestReasonsAreOneLine(t *testing.T) {
 	g := newRig(t)
-	o := g.run(g.batch(1, Entry{Op: OpCopy, Path: "no\nsuch/fi\nle", Meta: &Meta{}}))
+	o := g.run(g.batch(1, Entry{Op: entry.OpCopy, Path: "no\nsuch/fi\nle", Meta: &entry.Meta{}}))
 	if len(o.Failures) != 1 || strings.Contains(o.Failures[0].Reason, "\n") || !strings.Contains(o.Failures[0].Reason, `no\nsuch`) {
 		t.Errorf("%+v", o.Failures)
 	}

@@ -2,10 +2,12 @@ package engine
 
 import (
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -26,6 +28,7 @@ type copied struct {
 	changedScan  bool   // the source is not what the record says
 	verified     bool   // the data of a regular file was compared with the source's
 	size         uint64 // st_size of a regular file
+	taken        bool   // the source changed while it was read, and was taken all the same
 	holes, clone uint64
 }
 
@@ -35,8 +38,22 @@ const maxReread = 3
 // errChanged means that the source changed while it was read.
 var errChanged = errors.New("the source changed while it was read")
 
+// errShorter is errChanged of a source that did not change, as far as can be seen.
+var errShorter = fmt.Errorf("%w: it ends before its size says", errChanged)
+
+// stayedChanging is the failure of a source that could not be read once as it was before.
+func stayedChanging(t *target, err error) error {
+	e := &fault.Error{Kind: fault.Changed, Op: "read source", Path: t.e.Path, Err: errChanged,
+		Hint: "it did so each time; take the backup from a snapshot, or take it as it is with --changing take"}
+	if errors.Is(err, errShorter) {
+		e.Err = errors.New("it ends before its size says")
+		e.Hint = "it did so each time: the size is not true; look after its file system, or take what is there with --changing take"
+	}
+	return e
+}
+
 // copyCounted executes OpCopy, or the copy of a group's leader, and counts it.
-func (r *run) copyCounted(t *target, c *Counts) (copyState, error) {
+func (r *run) copyCounted(t *target, c *entry.Counts) (copyState, error) {
 	res, err := r.copyObject(t)
 	if r.j.spec.SkipVanished && errors.Is(err, errVanished) {
 		res, err = copied{state: stateVanished}, nil
@@ -62,6 +79,9 @@ func (r *run) copyCounted(t *target, c *Counts) (copyState, error) {
 	if res.changedScan {
 		c.ChangedSinceScan++
 	}
+	if res.taken {
+		c.ChangingTaken++
+	}
 	return stateDone, nil
 }
 
@@ -81,16 +101,17 @@ func (r *run) copyObject(t *target) (copied, error) {
 		case errors.Is(err, errKept):
 			return copied{state: stateKept}, nil
 		case errors.Is(err, errNoLink): // once: the job remembers it
+			t.warnings = nil
 			continue
 		case !errors.Is(err, errChanged):
 			return res, err
 		case try == maxReread:
-			return copied{}, &fault.Error{Kind: fault.Changed, Op: "read source", Path: t.e.Path,
-				Err: errChanged, Hint: "it did so each time; take the backup from a snapshot"}
+			return copied{}, stayedChanging(t, err)
 		}
 		try++
 		t.changed = true
 		t.warnings = nil
+		t.take = try == maxReread && r.j.spec.TakeChanging
 	}
 }
 
@@ -120,9 +141,11 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 			Hint: "it has become a directory since the scan"}
 	}
 	res := copied{changedScan: !agrees(t.e.Meta, &st)}
-	// A metadata-only line counts no bytes, whichever way it is executed: control
-	// files leave them out of their totals, and a second attempt may go the
-	// other way.
+	r.j.lookAtSize(t, src, &st)
+	// Bytes are those of the size, also where it says nothing of the contents: what is
+	// to be backed up was counted by it. A metadata-only line counts none, whichever way it
+	// is executed: control files leave them out of their totals, and a second attempt
+	// may go the other way.
 	if kind == unix.S_IFREG {
 		res.size = uint64(st.Size)
 		if t.e.Mode != "mm" {
@@ -132,6 +155,9 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 	what, err := r.decide(t, dir, name, &st)
 	if err != nil {
 		return copied{}, err
+	}
+	if t.take && (what == metaInPlace || what == targetSame && !r.neverReplaces(t)) {
+		what = copyFull // comparing needs a source that holds still, reading does not
 	}
 	switch what {
 	case keepTarget:
@@ -170,6 +196,11 @@ const (
 // depends on it. Metadata alone is written only where the target's time is that
 // of the source as it is now: the record's would also match where the source
 // was written to after the scan.
+//
+// A target that a former attempt of the batch may have written is not trusted: that
+// attempt's sync may have failed, or its host, and size and time would match all the
+// same. Such a target is written again, where its time tells that it is one; see
+// trusted for the rest.
 func (r *run) decide(t *target, dir *fsys.Dir, name string, src *unix.Stat_t) (decision, error) {
 	spec := &r.j.spec
 	meta := t.e.Mode == "mm" && spec.WriteMeta
@@ -179,19 +210,35 @@ func (r *run) decide(t *target, dir *fsys.Dir, name string, src *unix.Stat_t) (d
 	var dst unix.Stat_t
 	err := r.changing(dir, func() error { return fsys.Lstatat(dir.FD, name, &dst) })
 	if fsys.Errno(err) == unix.ENOENT {
+		if meta {
+			r.unexpected(t)
+		}
 		return copyFull, nil
 	}
 	if err != nil {
 		return 0, opError("stat target", t.path, err)
+	}
+	other, err := r.rival(t.path, dir, name, &dst)
+	if fsys.Errno(err) == unix.ENOENT {
+		return copyFull, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if other != "" && spec.Replace != ReplaceNever {
+		return copyFull, nil
 	}
 	want := src.Mtim
 	if spec.Restore && t.e.Meta != nil {
 		want = attrsFromRecord(t.e.Meta, src).mtime
 	}
 	sameKind := fsys.Type(dst.Mode) == fsys.Type(src.Mode)
-	sameSize := sameKind && (fsys.Type(src.Mode) != unix.S_IFREG || dst.Size == src.Size)
+	sameSize := sameKind && (fsys.Type(src.Mode) != unix.S_IFREG || t.toEnd || dst.Size == src.Size)
 	same := sameSize && (sameTime(want, dst.Mtim) || !spec.WriteMeta)
 	switch {
+	case same && !r.trusted(t) && len(r.b.Predecessors) > 0:
+		t.again = true
+		return copyFull, nil
 	case spec.Replace != ReplaceAlways && same && !meta:
 		return targetSame, nil
 	case spec.Replace == ReplaceNever && same:
@@ -201,12 +248,31 @@ func (r *run) decide(t *target, dir *fsys.Dir, name string, src *unix.Stat_t) (d
 	case spec.Replace == ReplaceIfOlder && !same && !older(dst.Mtim, want):
 		return keepTarget, nil
 	}
-	if meta && sameSize && fsys.Type(dst.Mode) == unix.S_IFREG && dst.Nlink == 1 &&
+	if meta && sameSize && !t.toEnd && fsys.Type(dst.Mode) == unix.S_IFREG && dst.Nlink == 1 &&
 		(src.Mtim == dst.Mtim || sameTime(src.Mtim, dst.Mtim) && agrees(t.e.Meta, src)) {
 		return metaInPlace, nil
 	}
+	if meta && !same && agrees(t.e.Meta, src) {
+		r.unexpected(t)
+	}
 	return copyFull, nil
 }
+
+// trusted reports whether another attempt at an entry would take the target of this
+// one for what it is to be, without writing it again: its time agrees and only metadata
+// is due, or its time says nothing, or others are linked to it and would be kept as they
+// are. Contents of such a target are made durable before it gets its name, so that no
+// failed sync can have lost them.
+func (r *run) trusted(t *target) bool {
+	keeps := r.j.spec.Replace != ReplaceAlways
+	if r.j.spec.WriteMeta {
+		return t.e.Mode == "mm" || keeps && inGroup(t.e)
+	}
+	return keeps
+}
+
+// neverReplaces reports whether the replace policy keeps what stands in the place of a target.
+func (r *run) neverReplaces(t *target) bool { return r.j.spec.Replace == ReplaceNever && !t.again }
 
 // sameTime reports whether a target that was given time want has it. Some file
 // systems keep whole seconds only.

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -35,7 +36,7 @@ func TestCopyReplacesWithoutTouchingHardLinkedSiblings(t *testing.T) {
 	old := g.target("f", "old")
 	sibling := filepath.Join(g.dst, "sibling")
 	must(t, os.Link(old, sibling))
-	g.wantCounts(g.run(g.batch(1, g.copyOf("f"))), Counts{FilesCopied: 1, BytesCopied: 3})
+	g.wantCounts(g.run(g.batch(1, g.copyOf("f"))), entry.Counts{FilesCopied: 1, BytesCopied: 3})
 	if read(t, old) != "new" || read(t, sibling) != "old" {
 		t.Errorf("f=%q sibling=%q", read(t, old), read(t, sibling))
 	}
@@ -78,7 +79,7 @@ func TestParentOfAnEntryReplacesAFileInTheWay(t *testing.T) {
 	g.write("d/sub/f", "x")
 	g.target("d", "file where a directory belongs")
 	e := g.copyOf("d/sub/f") // the directory's own line is in another batch
-	g.wantCounts(g.run(g.batch(1, e)), Counts{FilesCopied: 1, BytesCopied: 1})
+	g.wantCounts(g.run(g.batch(1, e)), entry.Counts{FilesCopied: 1, BytesCopied: 1})
 	if st := lstat(t, filepath.Join(g.dst, "d")); st.Mode&0o7777 != 0o700 {
 		t.Errorf("unfinished directory has mode %o, want 700", st.Mode&0o7777)
 	}
@@ -93,7 +94,7 @@ func TestSourceDifferentFromScanIsCopiedAsItIs(t *testing.T) {
 	must(t, os.Remove(filepath.Join(g.src, "fifo")))
 	must(t, unix.Mkfifo(filepath.Join(g.src, "fifo"), 0o600))
 	o := g.run(g.batch(1, copies[1:]...))
-	g.wantCounts(o, Counts{FilesCopied: 2, BytesCopied: 5, ChangedSinceScan: 2})
+	g.wantCounts(o, entry.Counts{FilesCopied: 2, BytesCopied: 5, ChangedSinceScan: 2})
 	wantFailures(t, o)
 	_, finishes := g.scan()
 	g.run(g.batch(6, finishes...))
@@ -107,7 +108,7 @@ func TestSourceThatBecameADirectoryFails(t *testing.T) {
 	must(t, os.Remove(filepath.Join(g.src, "f")))
 	g.write("f/x", "1")
 	o := g.run(g.batch(1, e))
-	g.wantCounts(o, Counts{FilesFailed: 1})
+	g.wantCounts(o, entry.Counts{FilesFailed: 1})
 	wantFailures(t, o, "f")
 	if f := o.Failures[0]; f.Kind != uint8(fault.Changed) || f.Errno != int(unix.EISDIR) {
 		t.Errorf("failure %+v", f)
@@ -122,7 +123,7 @@ func TestVanishedSourceFailsOrIsSkipped(t *testing.T) {
 	must(t, os.RemoveAll(filepath.Join(g.src, "d")))
 	must(t, os.Remove(filepath.Join(g.src, "g")))
 	o := g.run(g.batch(1, es...))
-	g.wantCounts(o, Counts{FilesFailed: 2})
+	g.wantCounts(o, entry.Counts{FilesFailed: 2})
 	wantFailures(t, o, "d/f", "g")
 	for _, f := range o.Failures {
 		if f.Kind != uint8(fault.NotFound) || f.Errno != int(unix.ENOENT) || !strings.Contains(f.Reason, "vanished") {
@@ -130,7 +131,7 @@ func TestVanishedSourceFailsOrIsSkipped(t *testing.T) {
 		}
 	}
 	g.spec.SkipVanished = true
-	g.wantCounts(g.run(g.batch(1, es...)), Counts{Skipped: 2})
+	g.wantCounts(g.run(g.batch(1, es...)), entry.Counts{Skipped: 2})
 }
 
 // TestChangedWhileRead writes to the source at each check of the guard, which
@@ -156,7 +157,7 @@ func TestChangedWhileRead(t *testing.T) {
 	}
 	o, err = g.try(g.batch(1, g.copyOf("f")), touch(1<<40))
 	must(t, err)
-	g.wantCounts(o, Counts{FilesFailed: 1, ChangedWhileRead: 1})
+	g.wantCounts(o, entry.Counts{FilesFailed: 1, ChangedWhileRead: 1})
 	if len(o.Failures) != 1 || o.Failures[0].Kind != uint8(fault.Changed) {
 		t.Errorf("failures %+v", o.Failures)
 	}
@@ -213,7 +214,7 @@ func TestMetadataOnlyInPlace(t *testing.T) {
 	e.Mode = "mm"
 	before := inode(t, target)
 	must(t, unix.Setxattr(target, "user.stale", []byte("x"), 0))
-	want := Counts{FilesCopied: 1} // no bytes: as in the totals of control files
+	want := entry.Counts{FilesCopied: 1} // no bytes: as in the totals of control files
 	g.wantCounts(g.run(g.batch(1, e)), want)
 	if inode(t, target) != before {
 		t.Error("not in place")
@@ -282,7 +283,7 @@ func TestMetadataOnlyComparesContents(t *testing.T) {
 				}
 				e := g.copyOf("f")
 				e.Mode = "mm"
-				g.wantCounts(g.run(g.batch(1, e)), Counts{FilesCopied: 1})
+				g.wantCounts(g.run(g.batch(1, e)), entry.Counts{FilesCopied: 1})
 				if kept := inode(t, target) == before; kept != (at < 0) {
 					t.Errorf("in place: %v", kept)
 				}
@@ -320,17 +321,17 @@ func TestReplacePolicies(t *testing.T) {
 		name   string
 		policy Replace
 		target func(t *testing.T, p string)
-		want   Counts
+		want   entry.Counts
 		kept   bool
 	}{
-		{"never, missing", ReplaceNever, func(*testing.T, string) {}, Counts{FilesCopied: 1, BytesCopied: 3}, false},
-		{"never, other", ReplaceNever, func(t *testing.T, p string) { setTimes(t, put(t, p, "old"), past, past) }, Counts{Skipped: 1}, true},
-		{"never, directory", ReplaceNever, func(t *testing.T, p string) { must(t, os.Mkdir(p, 0o755)) }, Counts{Skipped: 1}, true},
-		{"never, same", ReplaceNever, func(t *testing.T, p string) { setTimes(t, put(t, p, "new"), now, now) }, Counts{FilesCopied: 1, BytesCopied: 3}, true},
-		{"if older, older", ReplaceIfOlder, func(t *testing.T, p string) { setTimes(t, put(t, p, "old"), past, past) }, Counts{FilesCopied: 1, BytesCopied: 3}, false},
-		{"if older, newer", ReplaceIfOlder, func(t *testing.T, p string) { setTimes(t, put(t, p, "old"), future, future) }, Counts{Skipped: 1}, true},
-		{"if older, same", ReplaceIfOlder, func(t *testing.T, p string) { setTimes(t, put(t, p, "new"), now, now) }, Counts{FilesCopied: 1, BytesCopied: 3}, true},
-		{"always, newer", ReplaceAlways, func(t *testing.T, p string) { setTimes(t, put(t, p, "old"), future, future) }, Counts{FilesCopied: 1, BytesCopied: 3}, false},
+		{"never, missing", ReplaceNever, func(*testing.T, string) {}, entry.Counts{FilesCopied: 1, BytesCopied: 3}, false},
+		{"never, other", ReplaceNever, func(t *testing.T, p string) { setTimes(t, put(t, p, "old"), past, past) }, entry.Counts{Skipped: 1}, true},
+		{"never, directory", ReplaceNever, func(t *testing.T, p string) { must(t, os.Mkdir(p, 0o755)) }, entry.Counts{Skipped: 1}, true},
+		{"never, same", ReplaceNever, func(t *testing.T, p string) { setTimes(t, put(t, p, "new"), now, now) }, entry.Counts{FilesCopied: 1, BytesCopied: 3}, true},
+		{"if older, older", ReplaceIfOlder, func(t *testing.T, p string) { setTimes(t, put(t, p, "old"), past, past) }, entry.Counts{FilesCopied: 1, BytesCopied: 3}, false},
+		{"if older, newer", ReplaceIfOlder, func(t *testing.T, p string) { setTimes(t, put(t, p, "old"), future, future) }, entry.Counts{Skipped: 1}, true},
+		{"if older, same", ReplaceIfOlder, func(t *testing.T, p string) { setTimes(t, put(t, p, "new"), now, now) }, entry.Counts{FilesCopied: 1, BytesCopied: 3}, true},
+		{"always, newer", ReplaceAlways, func(t *testing.T, p string) { setTimes(t, put(t, p, "old"), future, future) }, entry.Counts{FilesCopied: 1, BytesCopied: 3}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g := newRig(t)
@@ -351,6 +352,62 @@ func TestReplacePolicies(t *testing.T) {
 				t.Error("target was kept")
 			}
 			g.wantCounts(g.run(b), tc.want) // a second attempt counts the same
+		})
+	}
+}
+
+// TestATargetOfAFormerAttemptIsNotTrusted has attempts meet a target of the source's
+// size and time. A former attempt may have written it, and its sync may have failed.
+func TestATargetOfAFormerAttemptIsNotTrusted(t *testing.T) {
+	now := unix.Timespec{Sec: 15e8, Nsec: 7}
+	for _, policy := range []Replace{ReplaceAlways, ReplaceIfOlder, ReplaceNever} {
+		for _, second := range []bool{false, true} {
+			t.Run(fmt.Sprintf("replace %d, second attempt %v", policy, second), func(t *testing.T) {
+				g := newRig(t)
+				g.spec.Replace = policy
+				setTimes(t, g.write("f", "new"), now, now)
+				target := put(t, filepath.Join(g.dst, "f"), "bad")
+				setTimes(t, target, now, now)
+				b := g.batch(1, g.copyOf("f"))
+				if second {
+					b.Predecessors = []AttemptID{b.Attempt}
+					b.Attempt.Delivery++
+				}
+				g.wantCounts(g.run(b), entry.Counts{FilesCopied: 1, BytesCopied: 3})
+				want := "new"
+				if !second && policy != ReplaceAlways {
+					want = "bad"
+				}
+				if got := read(t, target); got != want {
+					t.Errorf("the target holds %q, want %q", got, want)
+				}
+			})
+		}
+	}
+}
+
+// TestAFurtherAttemptLeavesAGroupLinked: where targets are kept, writing the first name
+// of a group anew would leave the others linked to what it was.
+func TestAFurtherAttemptLeavesAGroupLinked(t *testing.T) {
+	for _, policy := range []Replace{ReplaceAlways, ReplaceIfOlder, ReplaceNever} {
+		t.Run(fmt.Sprint(policy), func(t *testing.T) {
+			g := newRig(t)
+			g.spec.Replace = policy
+			must(t, os.Link(g.write("a", "x"), filepath.Join(g.src, "b")))
+			a, b := g.copyOf("a"), g.copyOf("b")
+			for _, e := range []*Entry{&a, &b} {
+				e.Op, e.Group = entry.OpLink, 1
+			}
+			batch := g.batch(3, a, b)
+			want := entry.Counts{FilesCopied: 1, BytesCopied: 1, Links: 1}
+			for range 3 {
+				g.wantCounts(g.run(batch), want)
+				batch.Predecessors = append(batch.Predecessors, batch.Attempt)
+				batch.Attempt.Delivery++
+			}
+			if inode(t, filepath.Join(g.dst, "a")) != inode(t, filepath.Join(g.dst, "b")) {
+				t.Error("the group is two files")
+			}
 		})
 	}
 }
@@ -383,7 +440,7 @@ func TestRestoreTakesTheRecord(t *testing.T) {
 	}
 	d.Meta.Mtime = 1400000000
 	o := g.run(g.batch(1, a, d))
-	g.wantCounts(o, Counts{FilesCopied: 2, BytesCopied: 2, ChangedSinceScan: 1})
+	g.wantCounts(o, entry.Counts{FilesCopied: 2, BytesCopied: 2, ChangedSinceScan: 1})
 	for p, want := range map[string]unix.Timespec{"agrees": when, "differs": {Sec: 1400000000}} {
 		st := lstat(t, filepath.Join(g.dst, p))
 		if st.Mode&0o7777 != 0o4750 || st.Uid != 42 || st.Gid != 43 || st.Mtim != want {
@@ -398,13 +455,13 @@ func TestRejectedAndImpossibleEntries(t *testing.T) {
 	bad := []string{"../f", "a/../../f", "/f", "a//f", "./f", "f\x00", "", strings.Repeat("n", 256), strings.Repeat("a/", 2100) + "f"}
 	var entries []Entry
 	for _, p := range bad {
-		entries = append(entries, Entry{Op: OpCopy, Path: p, Meta: g.meta("f")})
+		entries = append(entries, Entry{Op: entry.OpCopy, Path: p, Meta: g.meta("f")})
 	}
 	entries = append(entries,
-		Entry{Op: OpRejected, Path: "r", Reject: "no metadata record", Kind: uint8(fault.Corrupt), IsDir: true},
-		Entry{Op: Op(99), Path: "what", Meta: g.meta("f")})
+		Entry{Op: entry.OpRejected, Path: "r", Reject: "no metadata record", Kind: uint8(fault.Corrupt), IsDir: true},
+		Entry{Op: entry.Op(99), Path: "what", Meta: g.meta("f")})
 	o := g.run(g.batch(1, entries...))
-	g.wantCounts(o, Counts{FilesFailed: uint64(len(bad)) + 1, DirsFailed: 1})
+	g.wantCounts(o, entry.Counts{FilesFailed: uint64(len(bad)) + 1, DirsFailed: 1})
 	wantFailures(t, o, append(bad, "r", "what")...)
 	if len(listing(t, g.dst)) != 1 {
 		t.Error("something was made")
@@ -425,8 +482,8 @@ func TestTrim(t *testing.T) {
 	dir := g.copyOf("srv/data")
 	o := g.run(g.batch(1, g.copyOf(""), g.copyOf("srv"), dir, g.copyOf("srv/data/sub/f"), g.copyOf("srv/database/f")))
 	wantFailures(t, o, "srv/database/f")
-	g.wantCounts(o, Counts{DirsCopied: 1, Skipped: 2, FilesCopied: 1, BytesCopied: 1, FilesFailed: 1})
-	dir.Op = OpFinish
+	g.wantCounts(o, entry.Counts{DirsCopied: 1, Skipped: 2, FilesCopied: 1, BytesCopied: 1, FilesFailed: 1})
+	dir.Op = entry.OpFinish
 	g.run(g.batch(6, dir))
 	if read(t, filepath.Join(g.dst, "sub/f")) != "x" || lstat(t, g.dst).Mode&0o777 != 0o711 {
 		t.Error("not at its trimmed place")

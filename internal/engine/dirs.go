@@ -6,11 +6,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
 // mkdir executes OpMkdir.
-func (r *run) mkdir(t *target, c *Counts) error {
+func (r *run) mkdir(t *target, c *entry.Counts) error {
+	if t.e.Mode == "fm" || t.e.Mode == "mm" {
+		if d, err := r.dst.Get(t.path); err == nil {
+			d.Release()
+		} else {
+			r.unexpected(t)
+		}
+	}
 	d, err := r.makeDirs(t.path)
 	if errors.Is(err, errKept) {
 		c.Skipped++
@@ -22,6 +30,14 @@ func (r *run) mkdir(t *target, c *Counts) error {
 	d.Release()
 	c.DirsCopied++
 	return nil
+}
+
+// unexpected notes that the destination does not have what an entry takes it to have.
+// Further attempts cannot tell: the first may have changed it.
+func (r *run) unexpected(t *target) {
+	if r.j.spec.ExpectTargets && len(r.b.Predecessors) == 0 {
+		t.lose(WarnUnexpected)
+	}
 }
 
 // errKept means that the replace policy keeps what stands in the way.
@@ -50,7 +66,7 @@ func (r *run) parent(t *target) (*fsys.Dir, string, error) {
 func (r *run) makeDirs(path string) (*fsys.Dir, error) {
 	d, err := r.dst.Get(path)
 	if err == nil {
-		return d, r.holdForSync(d)
+		return r.madeDir(d, path)
 	}
 	if path == "" {
 		return nil, opError("open destination root", path, err)
@@ -73,7 +89,7 @@ func (r *run) makeDirs(path string) (*fsys.Dir, error) {
 	if d, err = r.dst.Add(path, fd); err != nil {
 		return nil, opError("open destination directory", path, err)
 	}
-	return d, r.holdForSync(d)
+	return r.madeDir(d, path)
 }
 
 func (r *run) holdForSync(d *fsys.Dir) error {
@@ -117,6 +133,12 @@ func (r *run) makeDir(parent *fsys.Dir, name, path string) (int, error) {
 				return -1, err
 			}
 			op = "remove what stands where a directory belongs"
+			var st unix.Stat_t
+			if fsys.Lstatat(parent.FD, name, &st) == nil {
+				if _, err := r.rival(path, parent, name, &st); err != nil && fsys.Errno(err) != unix.ENOENT {
+					return -1, err
+				}
+			}
 			err = r.changing(parent, func() error { return fsys.Unlinkat(parent.FD, name) })
 		case unix.EACCES:
 			err = r.openUp(parent, err)
@@ -153,8 +175,11 @@ func (r *run) openUp(dir *fsys.Dir, cause error) error {
 		return cause // nothing to gain
 	}
 	var st unix.Stat_t
-	if fsys.Fstat(dir.FD, &st) != nil || st.Mode&0o700 == 0o700 {
+	if fsys.Fstat(dir.FD, &st) != nil {
 		return cause
+	}
+	if st.Mode&0o700 == 0o700 {
+		return nil // another thread has opened it up since; if not, trying again says the same
 	}
 	if err := r.check(); err != nil {
 		return err
@@ -169,7 +194,7 @@ func (r *run) openUp(dir *fsys.Dir, cause error) error {
 // existing returns the destination directory at path, or unix.ENOENT if there
 // is none: missing, or reached only through something that is no directory.
 func (r *run) existing(path string) (*fsys.Dir, error) {
-	d, err := r.dst.Get(path)
+	d, err := r.dstDir(path)
 	switch fsys.Errno(err) {
 	case unix.ENOTDIR, unix.ELOOP:
 		return nil, unix.ENOENT
@@ -199,7 +224,11 @@ func (r *run) existingOpened(path string, cause error) (*fsys.Dir, error) {
 	}
 	switch fsys.Errno(err) {
 	case 0:
-		return r.dst.Add(path, fd)
+		d, err := r.dst.Add(path, fd)
+		if err != nil {
+			return nil, err
+		}
+		return r.spelledDir(d, path)
 	case unix.ENOTDIR, unix.ELOOP:
 		return nil, unix.ENOENT
 	}

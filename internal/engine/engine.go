@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"runtime"
@@ -29,6 +30,7 @@ type Config struct {
 	UmaskZero    bool         // the process's umask is 0: saves one call per file
 	Logger       *slog.Logger // nil = none
 	Now          func() time.Time
+	Mounts       MountTable // closed with the engine; nil = the kernel's
 }
 
 // Engine executes batches of any number of jobs within one set of limits. Safe
@@ -46,7 +48,9 @@ type Engine struct {
 	chowns   bool // it may give objects to others
 	admin    bool // it may set attributes of the trusted and security namespaces ...
 	setfcap  bool // ... and file capabilities
+	user     user // who gives objects to others where it may not
 	begun    time.Time
+	mounts   MountTable
 
 	busyMu sync.Mutex
 	busy   map[*crew]struct{} // guarded by busyMu
@@ -94,6 +98,9 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Mounts == nil {
+		cfg.Mounts = &procMounts{}
+	}
 	proc, err := fsys.OpenProc()
 	if err != nil {
 		return nil, &fault.Error{Kind: fault.Unsupported, Op: "open", Path: "/proc/self/fd", Err: err,
@@ -112,7 +119,9 @@ func New(cfg Config) (*Engine, error) {
 		chowns:   capable(unix.CAP_CHOWN),
 		admin:    capable(unix.CAP_SYS_ADMIN),
 		setfcap:  capable(unix.CAP_SETFCAP),
+		user:     thisUser(),
 		begun:    time.Now(),
+		mounts:   cfg.Mounts,
 		busy:     map[*crew]struct{}{},
 	}, nil
 }
@@ -123,7 +132,7 @@ func (e *Engine) Close() error {
 	if !e.idle() {
 		return nil
 	}
-	return e.proc.Close()
+	return errors.Join(e.mounts.Close(), e.proc.Close())
 }
 
 // slots is a counting semaphore.

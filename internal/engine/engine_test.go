@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 func setTimes(t testing.TB, p string, atime, mtime unix.Timespec) {
@@ -65,9 +67,9 @@ func TestBackupOfEveryTypeIsIdentical(t *testing.T) {
 		t.Errorf("warnings: %v %v", o.Warnings, f.Warnings)
 	}
 	copies, _ := g.scan()
-	want := Counts{}
+	want := entry.Counts{}
 	for _, e := range copies {
-		if e.Op == OpMkdir {
+		if e.Op == entry.OpMkdir {
 			want.DirsCopied++
 			continue
 		}

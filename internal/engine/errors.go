@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -83,9 +84,9 @@ func (r *run) failure(e *Entry, err error) Failure {
 
 func isDirOp(e *Entry) bool {
 	switch e.Op {
-	case OpMkdir, OpRemoveTree, OpFinish, OpTouch, OpVerifyDir, OpVerifyTimes:
+	case entry.OpMkdir, entry.OpRemoveTree, entry.OpFinish, entry.OpTouch, entry.OpVerifyDir, entry.OpVerifyTimes:
 		return true
-	case OpRejected:
+	case entry.OpRejected:
 		return e.IsDir
 	}
 	return false

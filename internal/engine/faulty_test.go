@@ -10,11 +10,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
@@ -178,7 +180,7 @@ func TestSourceThatEndsEarlyIsNeverCopied(t *testing.T) {
 		g.src.Inject(nil)
 		wantFailures(t, o, p)
 		for _, f := range o.Failures {
-			if f.Kind != uint8(fault.Changed) || f.Op != "read source" {
+			if f.Kind != uint8(fault.Changed) || f.Op != "read source" || !strings.Contains(f.Reason, "it ends before its size says (it did so each time: the size is not true") {
 				t.Errorf("%+v", f)
 			}
 		}
@@ -419,5 +421,53 @@ func TestAttributeWithoutRoomIsCounted(t *testing.T) {
 	wantFailures(t, o)
 	if len(o.Warnings) != 1 || o.Warnings[0] != (Warning{Kind: WarnXattrTooLarge, Count: 1, Example: "f"}) {
 		t.Errorf("%+v", o.Warnings)
+	}
+}
+
+// TestWhatNoOtherAttemptWritesAgainIsSynced counts syncs of single files.
+func TestWhatNoOtherAttemptWritesAgainIsSynced(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		spec    func(*JobSpec)
+		mode    string
+		present bool
+		want    int
+	}{
+		{"contents", func(*JobSpec) {}, "bm", false, 0},
+		{"contents, if older", func(s *JobSpec) { s.Replace = ReplaceIfOlder }, "bm", false, 0},
+		{"contents of a group, if older", func(s *JobSpec) { s.Replace = ReplaceIfOlder }, "group", false, 1},
+		{"contents of a group", func(*JobSpec) {}, "group", false, 0},
+		{"contents, if older, without metadata", func(s *JobSpec) { s.Replace, s.WriteMeta = ReplaceIfOlder, false }, "bm", false, 1},
+		{"contents, without metadata", func(s *JobSpec) { s.WriteMeta = false }, "bm", false, 0},
+		{"metadata only, missing target", func(*JobSpec) {}, "mm", false, 1},
+		{"metadata only, missing target, no sync", func(s *JobSpec) { s.Sync = SyncNone }, "mm", false, 0},
+		{"metadata only, in place", func(*JobSpec) {}, "mm", true, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := newFaultyRig(t)
+			g.spec.Sync = SyncBatch
+			g.write("f", "data")
+			if tc.present {
+				g.backup()
+			}
+			var syncs atomic.Int32
+			g.dst.Inject(func(c treetest.Call) treetest.Fault {
+				if c.Op == "fsync" {
+					syncs.Add(1)
+				}
+				return treetest.Fault{}
+			})
+			tc.spec(&g.spec)
+			e := g.copyOf("f")
+			if e.Mode = tc.mode; tc.mode == "group" {
+				e.Mode, e.Op, e.Group = "bm", entry.OpLink, 1
+			}
+			if o := g.run(g.batch(1, e)); o.Counts.FilesCopied != 1 {
+				t.Errorf("counted %+v", o.Counts)
+			}
+			if n := int(syncs.Load()); n != tc.want {
+				t.Errorf("%d syncs, want %d", n, tc.want)
+			}
+		})
 	}
 }

@@ -6,12 +6,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
 // finish executes OpFinish and OpTouch: a directory gets its metadata, after
 // everything that changes names in it.
-func (r *run) finish(t *target, c *Counts) error {
+func (r *run) finish(t *target, c *entry.Counts) error {
 	dir, err := r.existing(t.path)
 	if err != nil {
 		return opError("open destination directory", t.path, err)
@@ -22,7 +23,7 @@ func (r *run) finish(t *target, c *Counts) error {
 			return err
 		}
 	}
-	if t.e.Op == OpTouch {
+	if t.e.Op == entry.OpTouch {
 		c.DirsTouched++
 	} else {
 		c.DirsFinished++
@@ -46,7 +47,7 @@ func (r *run) finishDir(t *target, dir *fsys.Dir) error {
 		if err != nil {
 			return sourceError("stat source", t.e.Path, err)
 		}
-		if protected && t.e.Op == OpFinish {
+		if protected && t.e.Op == entry.OpFinish {
 			t.lose(WarnFlags)
 		}
 	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES:
@@ -59,7 +60,7 @@ func (r *run) finishDir(t *target, dir *fsys.Dir) error {
 		return err
 	}
 	n := fsys.Node{FD: dir.FD, Path: true}
-	if t.e.Op == OpFinish {
+	if t.e.Op == entry.OpFinish {
 		if err := r.extended(t, &a, src); err != nil {
 			return err
 		}

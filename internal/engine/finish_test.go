@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -21,7 +22,7 @@ func TestTouchSetsDirectoriesFromTheRecord(t *testing.T) {
 	var es []Entry
 	for _, d := range []string{"agrees", "differs", "gone", ""} {
 		e := g.copyOf(d)
-		e.Op = OpTouch
+		e.Op = entry.OpTouch
 		e.Meta.Mode = unix.S_IFDIR | 0o2750
 		es = append(es, e)
 	}
@@ -29,7 +30,7 @@ func TestTouchSetsDirectoriesFromTheRecord(t *testing.T) {
 	must(t, os.Remove(filepath.Join(g.src, "gone")))
 	o := g.run(g.batch(4, es...))
 	wantFailures(t, o)
-	g.wantCounts(o, Counts{DirsTouched: 4})
+	g.wantCounts(o, entry.Counts{DirsTouched: 4})
 	for d, want := range map[string]unix.Timespec{"agrees": when, "differs": {Sec: 1499999999}, "gone": {Sec: 1500000000}} {
 		st := lstat(t, filepath.Join(g.dst, d))
 		if st.Mtim != want || st.Mode&0o7777 != 0o2750 {
@@ -50,12 +51,12 @@ func TestFinishOfWhatIsNoDirectoryFails(t *testing.T) {
 	var es []Entry
 	for _, d := range []string{"missing", "file", "link"} {
 		e := g.copyOf(d)
-		e.Op = OpFinish
+		e.Op = entry.OpFinish
 		es = append(es, e)
 	}
 	o := g.run(g.batch(6, es...))
 	wantFailures(t, o, "missing", "file", "link")
-	g.wantCounts(o, Counts{DirsFailed: 3})
+	g.wantCounts(o, entry.Counts{DirsFailed: 3})
 	if lstat(t, outside).Mode&0o777 != 0o755 {
 		t.Error("finished through a link")
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 func TestMain(m *testing.M) {
@@ -109,16 +110,16 @@ func (g *rig) batch(phase uint8, entries ...Entry) *Batch {
 }
 
 // meta returns the record of the source object at p, as a scan would write it.
-func (g *rig) meta(p string) *Meta {
+func (g *rig) meta(p string) *entry.Meta {
 	g.t.Helper()
 	return metaOf(g.t, filepath.Join(g.src, p))
 }
 
-func metaOf(t testing.TB, p string) *Meta {
+func metaOf(t testing.TB, p string) *entry.Meta {
 	t.Helper()
 	var st unix.Stat_t
 	must(t, unix.Lstat(p, &st))
-	return &Meta{Mode: st.Mode, Nlink: uint32(st.Nlink), UID: st.Uid, GID: st.Gid, Inode: st.Ino, Size: uint64(st.Size),
+	return &entry.Meta{Mode: st.Mode, Nlink: uint32(st.Nlink), UID: st.Uid, GID: st.Gid, Inode: st.Ino, Size: uint64(st.Size),
 		Rdev: st.Rdev, Atime: st.Atim.Sec, Mtime: st.Mtim.Sec, Ctime: st.Ctim.Sec}
 }
 
@@ -126,9 +127,9 @@ func metaOf(t testing.TB, p string) *Meta {
 func (g *rig) copyOf(p string) Entry {
 	g.t.Helper()
 	m := g.meta(p)
-	op := OpCopy
+	op := entry.OpCopy
 	if fsys.Type(m.Mode) == unix.S_IFDIR {
-		op = OpMkdir
+		op = entry.OpMkdir
 	}
 	return Entry{Op: op, Mode: "bm", Path: p, Meta: m}
 }
@@ -145,7 +146,7 @@ func (g *rig) scan() (copies, finishes []Entry) {
 		e := g.copyOf(rel)
 		copies = append(copies, e)
 		if d.IsDir() {
-			e.Op = OpFinish
+			e.Op = entry.OpFinish
 			finishes = append(finishes, e)
 		}
 		return nil
@@ -273,7 +274,7 @@ func noTemps(t testing.TB, root string) {
 	}
 }
 
-func (g *rig) wantCounts(got *Outcome, want Counts) {
+func (g *rig) wantCounts(got *Outcome, want entry.Counts) {
 	g.t.Helper()
 	got.Counts.HoleBytes, got.Counts.ReflinkBytes = 0, 0
 	if diff := cmp.Diff(want, got.Counts); diff != "" {

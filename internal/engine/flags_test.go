@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -78,7 +79,7 @@ func TestProtectedTargetsFailWithTheReason(t *testing.T) {
 		}
 	}
 	finish := g.copyOf("dir")
-	finish.Op = OpFinish
+	finish.Op = entry.OpFinish
 	es := append([]Entry{g.copyOf("fixed"), g.copyOf("log"), g.copyOf("good"), g.copyOf("in/f"), file("gone"), finish}, g.group(1, "h1", "h2")...)
 	o := g.run(g.batch(1, es...))
 	wantFailures(t, o, "fixed", "log", "in/f", "gone", "dir", "h2")

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
 
@@ -74,7 +75,7 @@ func TestHungFileSystemIsNamedAndKeepsNothingFromOthers(t *testing.T) {
 	}
 	o3 := good.run(good.batch(1, good.copyOf("large"), good.copyOf("small")))
 	wantFailures(t, o3)
-	good.wantCounts(o3, Counts{FilesCopied: 2, BytesCopied: 16<<20 + 1})
+	good.wantCounts(o3, entry.Counts{FilesCopied: 2, BytesCopied: 16<<20 + 1})
 
 	thaw()
 	wg.Wait()
@@ -135,7 +136,7 @@ func TestRootThatHangsIsNamed(t *testing.T) {
 	freeze()
 	done := make(chan error, 1)
 	go func() { done <- j.PutNonce("n") }()
-	if l := g.hung(1, 50*time.Millisecond); l[0].Doing != "put nonce in" || l[0].Path != dir || l[0].Job != g.spec.ID {
+	if l := g.hung(1, 50*time.Millisecond); l[0].Doing != "put the job's mark in" || l[0].Path != dir || l[0].Job != g.spec.ID {
 		t.Errorf("%+v", l)
 	}
 	if err := g.e.Close(); err != nil {

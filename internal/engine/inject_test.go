@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -157,7 +158,7 @@ func newInjectedIn(g *rig, named bool) *injected {
 	when := unix.Timespec{Sec: 15e8, Nsec: 5}
 	setTimes(t, filepath.Join(g.src, "d"), when, when)
 	finish := g.copyOf("d")
-	finish.Op = OpFinish
+	finish.Op = entry.OpFinish
 	var es []Entry
 	for _, p := range []string{"d", "new", "old", "d/deep", "inway", "sl", "fifo", "rich", "large", "sparse"} {
 		es = append(es, g.copyOf(p))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -38,12 +39,19 @@ type Job struct {
 	noClone   atomic.Bool
 	noRange   atomic.Bool
 	noAtimeNo atomic.Bool // O_NOATIME was refused: files of other owners
+	mounted   mountsHeld
+
+	sizes sync.Map // sizeTrust by st_dev of the source
 
 	linkMu    sync.Mutex
 	links     map[uint64]fsys.LinkMethod // by st_dev of the destination directory; guarded by linkMu
+	tried     map[uint64]bool            // st_dev on which a named file was tried in place of a nameless one; guarded by linkMu
 	syncMu    sync.Mutex
 	syncFDs   map[uint64]int // st_dev -> descriptor for syncfs; guarded by syncMu
 	closeOnce sync.Once
+
+	holdsOnce sync.Once
+	holdsDst  holds // of the destination's root; set by holdsOnce
 }
 
 type root struct {
@@ -69,14 +77,14 @@ func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
 		}
 	}
 	defer e.alone(spec.ID, "open the roots of the job from", spec.Source+" to "+spec.Destination, 1)()
-	src, err := openRoot(spec.Source, "source")
+	src, err := openRoot(spec.Source, "source", spec.FollowRootLinks)
 	if err != nil {
 		return nil, err
 	}
-	dst, err := openRoot(spec.Destination, "destination")
-	if errors.Is(err, fs.ErrNotExist) && spec.CreateDest {
+	dst, err := openRoot(spec.Destination, "destination", spec.FollowRootLinks)
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errDangling) && spec.CreateDest {
 		if err = makeRoot(spec); err == nil {
-			dst, err = openRoot(spec.Destination, "destination")
+			dst, err = openRoot(spec.Destination, "destination", spec.FollowRootLinks)
 		}
 	}
 	if err != nil {
@@ -93,7 +101,7 @@ func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
 	}
 	j := &Job{e: e, spec: spec, trim: trim, src: src, dst: dst,
 		inFlight: make(slots, limit), memory: make(slots, memory),
-		links: map[uint64]fsys.LinkMethod{}, syncFDs: map[uint64]int{}}
+		links: map[uint64]fsys.LinkMethod{}, tried: map[uint64]bool{}, syncFDs: map[uint64]int{}}
 	if err := j.holdForSync(dst.info.Dev, dst.fd); err != nil {
 		return nil, errors.Join(err, j.Close())
 	}
@@ -122,10 +130,13 @@ func checkSpec(spec JobSpec) error {
 	return nil
 }
 
-func openRoot(path, what string) (root, error) {
+func openRoot(path, what string, followLinks bool) (root, error) {
 	// The root's own path may lead through links: the operator named it. From
 	// here on only the descriptor counts.
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := openRootDir(path, followLinks)
+	if fe, ok := errors.AsType[*fault.Error](err); ok { // of a link on the way
+		return root{}, &fault.Error{Kind: fe.Kind, Op: "open " + what + " root", Path: path, Err: fe}
+	}
 	if err != nil {
 		hint := "is it mounted on this machine?"
 		if errors.Is(err, unix.ENOTDIR) {
@@ -145,7 +156,10 @@ func openRoot(path, what string) (root, error) {
 // Permit was asked about.
 func makeRoot(spec JobSpec) error {
 	parent, name := filepath.Split(filepath.Clean(spec.Destination))
-	up, err := openRoot(parent, "parent of the destination")
+	up, err := openRoot(parent, "parent of the destination", spec.FollowRootLinks)
+	if errors.Is(err, errDangling) || fault.Is(err, fault.Denied) {
+		return err
+	}
 	if err != nil {
 		return &fault.Error{Kind: fault.KindOf(err), Op: "make destination root", Path: spec.Destination,
 			Err: errnoOf(err), Hint: "make its parent directory first"}
@@ -214,12 +228,12 @@ func (r root) check(what string) error {
 	return nil
 }
 
-const noncePrefix = ".fsbackup-"
+const noncePrefix = entry.MarkPrefix
 
 // PutNonce leaves the job's proof of identity in the destination root. A nonce
 // that is there already is success. The root's times stay as they were.
 func (j *Job) PutNonce(nonce string) error {
-	return j.withNonce(nonce, "put nonce", func(name string) error {
+	return j.withNonce(nonce, "put the job's mark", true, func(name string) error {
 		fd, err := fsys.Openat(j.dst.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 		if fsys.Errno(err) == unix.EEXIST {
 			return nil
@@ -234,7 +248,7 @@ func (j *Job) PutNonce(nonce string) error {
 // HasNonce reports whether the destination root holds the nonce, that is
 // whether this worker sees the mount that the coordinator's first worker saw.
 func (j *Job) HasNonce(nonce string) (bool, error) {
-	defer j.e.alone(j.spec.ID, "look for nonce in", j.dst.info.Path, 1)()
+	defer j.e.alone(j.spec.ID, "look for the job's mark in", j.dst.info.Path, 1)()
 	found := false
 	name, err := nonceName(nonce)
 	if err != nil {
@@ -246,7 +260,7 @@ func (j *Job) HasNonce(nonce string) (bool, error) {
 		found = fsys.Type(st.Mode) == unix.S_IFREG
 	case unix.ENOENT:
 	default:
-		return false, &fault.Error{Kind: fault.KindOf(err), Op: "look for nonce in", Path: j.dst.info.Path, Err: err}
+		return false, &fault.Error{Kind: fault.KindOf(err), Op: "look for the job's mark in", Path: j.dst.info.Path, Err: err}
 	}
 	return found, nil
 }
@@ -254,7 +268,7 @@ func (j *Job) HasNonce(nonce string) (bool, error) {
 // RemoveNonce removes the nonce; a missing one is success. The root's times
 // stay as they were, so that it may run after the root has been finished.
 func (j *Job) RemoveNonce(nonce string) error {
-	return j.withNonce(nonce, "remove nonce", func(name string) error {
+	return j.withNonce(nonce, "remove the job's mark", false, func(name string) error {
 		if err := fsys.Unlinkat(j.dst.fd, name); fsys.Errno(err) != unix.ENOENT {
 			return err
 		}
@@ -273,23 +287,38 @@ func nonceName(nonce string) (string, error) {
 	return noncePrefix + nonce, nil
 }
 
-func (j *Job) withNonce(nonce, op string, f func(name string) error) error {
+func (j *Job) withNonce(nonce, op string, adds bool, f func(name string) error) error {
 	name, err := nonceName(nonce)
 	if err != nil {
 		return err
 	}
 	defer j.e.alone(j.spec.ID, op+" in", j.dst.info.Path, 1)()
+	root := fsys.Node{FD: j.dst.fd, Path: true}
+	hint := "the destination root must be writable"
 	var st unix.Stat_t
-	err = fsys.Fstat(j.dst.fd, &st)
-	if err == nil {
+	protected, err := fsys.FstatFlags(j.dst.fd, &st)
+	switch {
+	case err != nil:
+	case protected && adds: // what is put there could not be taken away
+		err = unix.EPERM
+	default:
 		err = f(name)
 	}
+	if protected {
+		hint = "the destination root is immutable or append-only; take that from it with chattr -i -a"
+	}
+	if fsys.Errno(err) == unix.EACCES && !j.e.override && root.Chmod(st.Mode&0o7777|0o700) == nil {
+		// A former job gave our own root the mode of its source.
+		err = f(name)
+		if cerr := root.Chmod(st.Mode & 0o7777); err == nil {
+			err = cerr
+		}
+	}
 	if err != nil {
-		return &fault.Error{Kind: fault.KindOf(err), Op: op + " in", Path: j.dst.info.Path, Err: err,
-			Hint: "the worker must be able to write in the destination root"}
+		return &fault.Error{Kind: fault.KindOf(err), Op: op + " in", Path: j.dst.info.Path, Err: err, Hint: hint}
 	}
 	// Not the owner: then nobody will set this root's times either.
-	_ = fsys.Node{FD: j.dst.fd, Path: true}.Utimens(st.Atim, st.Mtim)
+	_ = root.Utimens(st.Atim, st.Mtim)
 	return nil
 }
 
@@ -308,7 +337,7 @@ func (j *Job) holdForSync(dev uint64, dirFD int) error {
 	fd, err := fsys.Openat(dirFD, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return &fault.Error{Kind: fault.KindOf(err), Op: "open for sync", Path: j.dst.info.Path, Err: err,
-			Hint: "the worker must be able to read the destination root"}
+			Hint: "the destination root must be readable"}
 	}
 	j.syncFDs[dev] = fd
 	return nil
@@ -388,4 +417,14 @@ func (j *Job) linkFailed(dev uint64, method fsys.LinkMethod) fsys.LinkMethod {
 	}
 	j.links[dev] = next
 	return next
+}
+
+// tryNamed reports, once for each dev, that a file whose metadata was refused while it
+// had no name is to be made again under a temporary one.
+func (j *Job) tryNamed(dev uint64) bool {
+	j.linkMu.Lock()
+	defer j.linkMu.Unlock()
+	first := !j.tried[dev]
+	j.tried[dev] = true
+	return first
 }

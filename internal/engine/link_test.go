@@ -3,9 +3,12 @@ package engine
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 // group makes entries of one hard-link group.
@@ -13,7 +16,7 @@ func (g *rig) group(id uint64, paths ...string) []Entry {
 	var es []Entry
 	for _, p := range paths {
 		e := g.copyOf(p)
-		e.Op, e.Mode, e.Group = OpLink, "", id
+		e.Op, e.Mode, e.Group = entry.OpLink, "", id
 		es = append(es, e)
 	}
 	return es
@@ -55,7 +58,7 @@ func TestHardLinkGroups(t *testing.T) {
 	must(t, os.Link(old, filepath.Join(g.dst, "keeps-old")))
 	es := append(g.group(1, "a/1", "b/2", "c/d/3"), g.group(2, "p", "q")...)
 	es = append(es, g.group(9, "s1", "s2")...)
-	want := Counts{FilesCopied: 3, BytesCopied: 4, Links: 4}
+	want := entry.Counts{FilesCopied: 3, BytesCopied: 4, Links: 4}
 	b := g.batch(3, es...)
 	o := g.run(b)
 	wantFailures(t, o)
@@ -79,12 +82,12 @@ func TestLeaderOfAnEarlierBatchIsOnlyLinkedTo(t *testing.T) {
 	g := newRig(t)
 	g.linked("abc", "1", "2", "3")
 	es := g.group(1, "1", "2", "3")
-	g.wantCounts(g.run(g.batch(3, es[0], es[1])), Counts{FilesCopied: 1, BytesCopied: 3, Links: 1})
+	g.wantCounts(g.run(g.batch(3, es[0], es[1])), entry.Counts{FilesCopied: 1, BytesCopied: 3, Links: 1})
 	es[0].LeaderOnly = true
 	before := inode(t, filepath.Join(g.dst, "1"))
 	b := g.batch(3, es[0], es[2])
-	g.wantCounts(g.run(b), Counts{Links: 1})
-	g.wantCounts(g.run(b), Counts{Links: 1})
+	g.wantCounts(g.run(b), entry.Counts{Links: 1})
+	g.wantCounts(g.run(b), entry.Counts{Links: 1})
 	if inode(t, filepath.Join(g.dst, "1")) != before {
 		t.Error("the leader was copied again")
 	}
@@ -98,7 +101,7 @@ func TestRightLinkIsLeftAlone(t *testing.T) {
 	g.run(g.batch(3, es...))
 	es[0].LeaderOnly = true
 	before := lstat(t, filepath.Join(g.dst, "2"))
-	g.wantCounts(g.run(g.batch(3, es...)), Counts{Links: 1})
+	g.wantCounts(g.run(g.batch(3, es...)), entry.Counts{Links: 1})
 	if lstat(t, filepath.Join(g.dst, "2")).Ctim != before.Ctim {
 		t.Error("a right link was made again")
 	}
@@ -111,7 +114,7 @@ func TestMembersFailureDoesNotHideTheOthers(t *testing.T) {
 	es[1].Path = "../2"
 	o := g.run(g.batch(3, es...))
 	wantFailures(t, o, "../2")
-	g.wantCounts(o, Counts{FilesCopied: 1, BytesCopied: 3, Links: 1, FilesFailed: 1})
+	g.wantCounts(o, entry.Counts{FilesCopied: 1, BytesCopied: 3, Links: 1, FilesFailed: 1})
 }
 
 func TestLeadersFailureFailsTheGroup(t *testing.T) {
@@ -121,10 +124,10 @@ func TestLeadersFailureFailsTheGroup(t *testing.T) {
 	must(t, os.Remove(filepath.Join(g.src, "1")))
 	o := g.run(g.batch(3, es...))
 	wantFailures(t, o, "1", "2", "3")
-	g.wantCounts(o, Counts{FilesFailed: 3})
+	g.wantCounts(o, entry.Counts{FilesFailed: 3})
 	g.spec.SkipVanished = true
 	o = g.run(g.batch(3, es...))
-	g.wantCounts(o, Counts{Skipped: 3})
+	g.wantCounts(o, entry.Counts{Skipped: 3})
 	if len(o.Warnings) != 1 || o.Warnings[0].Kind != WarnLeaderVanished || o.Warnings[0].Count != 2 {
 		t.Errorf("warnings %+v", o.Warnings)
 	}
@@ -139,7 +142,7 @@ func TestGroupWhoseLeaderIsKeptIsLeftOut(t *testing.T) {
 	g.linked("abc", "1", "2")
 	g.target("1", "other contents")
 	o := g.run(g.batch(3, g.group(1, "1", "2")...))
-	g.wantCounts(o, Counts{Skipped: 2})
+	g.wantCounts(o, entry.Counts{Skipped: 2})
 	if _, err := os.Lstat(filepath.Join(g.dst, "2")); err == nil {
 		t.Error("a member was linked to other contents")
 	}
@@ -164,7 +167,7 @@ func TestLeftoverOfARenameOverTheSameInode(t *testing.T) {
 	again.Entries[0].LeaderOnly = true
 	out, err := j.Run(t.Context(), &again, nil)
 	must(t, err)
-	g.wantCounts(out, Counts{Links: 1})
+	g.wantCounts(out, entry.Counts{Links: 1})
 	noTemps(t, g.dst)
 }
 
@@ -192,7 +195,7 @@ func TestConcurrentAttemptMakesTheLinkFirst(t *testing.T) {
 	if checks < 3 {
 		t.Fatalf("guard asked %d times", checks)
 	}
-	g.wantCounts(o, Counts{Links: 1})
+	g.wantCounts(o, entry.Counts{Links: 1})
 	g.oneInode("1", "2")
 	noTemps(t, g.dst)
 }
@@ -205,5 +208,121 @@ func TestLinkAcrossMountsFails(t *testing.T) {
 	wantFailures(t, o, "m/2")
 	if len(o.Failures) == 1 && o.Failures[0].Errno != int(unix.EXDEV) {
 		t.Errorf("failure %+v", o.Failures[0])
+	}
+}
+
+// inParts runs a group as the shards of a group beyond the cap do: the first
+// batch has the leader and says what became of it, the others only link to it.
+func (g *rig) inParts(es []Entry, part int) (sum entry.Counts, parts []*Outcome) {
+	g.t.Helper()
+	first := g.run(g.batch(3, es[:part]...))
+	parts = append(parts, first)
+	sum.Add(&first.Counts)
+	for at := part; at < len(es); at += part {
+		leader := es[0]
+		leader.LeaderOnly = true
+		b := g.batch(3, append([]Entry{leader}, es[at:min(at+part, len(es))]...)...)
+		b.Leader = first.Leader
+		o := g.run(b)
+		if again := g.run(b); again.Counts != o.Counts || again.Leader != o.Leader {
+			g.t.Errorf("a second attempt counts %+v, the first %+v", again, o)
+		}
+		parts = append(parts, o)
+		sum.Add(&o.Counts)
+	}
+	return sum, parts
+}
+
+func TestALeadersFateIsThatOfItsGroupInAllItsBatches(t *testing.T) {
+	t.Parallel()
+	names := []string{"1", "2", "3", "4", "5", "6", "7"}
+	for _, row := range []struct {
+		name   string
+		set    func(*testing.T, *rig)
+		leader entry.Leader
+		want   entry.Counts
+		warn   string
+	}{
+		{"done", func(*testing.T, *rig) {}, entry.LeaderDone, entry.Counts{FilesCopied: 1, BytesCopied: 3, Links: 6}, ""},
+		{"failed", func(t *testing.T, g *rig) { must(t, os.Remove(filepath.Join(g.src, "1"))) },
+			entry.LeaderFailed, entry.Counts{FilesFailed: 7}, ""},
+		{"vanished", func(t *testing.T, g *rig) {
+			g.spec.SkipVanished = true
+			must(t, os.Remove(filepath.Join(g.src, "1")))
+		}, entry.LeaderVanished, entry.Counts{Skipped: 7}, WarnLeaderVanished},
+		{"kept", func(*testing.T, *rig) {}, entry.LeaderKept, entry.Counts{Skipped: 7}, WarnGroupKept},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			g := newRig(t)
+			g.linked("abc", names...)
+			es := g.group(1, names...)
+			row.set(t, g)
+			if row.leader == entry.LeaderKept {
+				g.spec.Replace = ReplaceNever
+			}
+			foreign := row.leader != entry.LeaderDone
+			if foreign {
+				// Somebody else's file is where the leader should be.
+				g.target("1", "foreign")
+			}
+			sum, parts := g.inParts(es, 3)
+			if sum != row.want {
+				t.Errorf("counts %+v, want %+v", sum, row.want)
+			}
+			warned := uint64(0)
+			for i, o := range parts {
+				if o.Leader != row.leader {
+					t.Errorf("batch %d: the leader is %v", i, o.Leader)
+				}
+				for _, w := range o.Warnings {
+					if w.Kind != row.warn {
+						t.Errorf("warning %+v", w)
+					}
+					warned += w.Count
+				}
+				if row.leader != entry.LeaderFailed {
+					wantFailures(t, o)
+					continue
+				}
+				for _, f := range o.Failures {
+					if f.Path != "1" && !strings.Contains(f.Reason, `the first name of the group, "1"`) {
+						t.Errorf("failure %+v", f)
+					}
+				}
+			}
+			if row.warn != "" && warned != 6 {
+				t.Errorf("%d warnings, want one for each member", warned)
+			}
+			if !foreign {
+				g.oneInode(names...)
+				return
+			}
+			for _, n := range names[1:] {
+				if _, err := os.Lstat(filepath.Join(g.dst, n)); err == nil {
+					t.Errorf("%s was made, of somebody else's file", n)
+				}
+			}
+			if st := lstat(t, filepath.Join(g.dst, "1")); st.Nlink != 1 {
+				t.Errorf("somebody else's file has %d names", st.Nlink)
+			}
+		})
+	}
+}
+
+// Of several groups in a batch only the last can go on.
+func TestTheLeaderThatIsToldIsThatOfTheLastGroup(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	g.linked("abc", "1", "2")
+	g.linked("xyz", "a", "b")
+	es := append(g.group(1, "1", "2"), g.group(2, "a", "b")...)
+	must(t, os.Remove(filepath.Join(g.src, "1")))
+	if o := g.run(g.batch(3, es...)); o.Leader != entry.LeaderDone {
+		t.Errorf("the first group failed, and the leader of the last is %v", o.Leader)
+	}
+	must(t, os.Remove(filepath.Join(g.src, "a")))
+	if o := g.run(g.batch(3, es...)); o.Leader != entry.LeaderFailed {
+		t.Errorf("the leader of the last group is %v", o.Leader)
 	}
 }

@@ -12,9 +12,9 @@ import (
 )
 
 // readBack compares what is stored of a file that has no final name yet with the
-// sum of what was read from the source: a target that differs never gets its
+// sum of the size bytes that were read from the source: a target that differs never gets its
 // name, and the old one stays.
-func (r *run) readBack(t *target, fd int, st *unix.Stat_t, want xxh3.Uint128) error {
+func (r *run) readBack(t *target, fd int, size int64, want xxh3.Uint128) error {
 	if err := fsys.Uncache(fd); err != nil {
 		return opError("write", t.path, err)
 	}
@@ -23,11 +23,11 @@ func (r *run) readBack(t *target, fd int, st *unix.Stat_t, want xxh3.Uint128) er
 		return opError("stat target", t.path, err)
 	}
 	var d differs
-	if have.Size != st.Size {
-		d.add("what was written has %d bytes, the source has %d", have.Size, st.Size)
+	if have.Size != size {
+		d.add("what was written has %d bytes, the source has %d", have.Size, size)
 		return d.err()
 	}
-	if st.Size == 0 {
+	if size == 0 {
 		return nil
 	}
 	buf, release, err := r.buffer(t)
@@ -35,12 +35,12 @@ func (r *run) readBack(t *target, fd int, st *unix.Stat_t, want xxh3.Uint128) er
 		return err
 	}
 	defer release()
-	got, err := fsys.Sum(fd, st.Size, have.Blocks*512 < have.Size, buf, r.check)
+	got, err := fsys.Sum(fd, size, have.Blocks*512 < have.Size, buf, r.check)
 	if data, ok := errors.AsType[*fsys.DataError](err); ok {
 		return opError("read back", t.path, data.Err)
 	}
 	if errors.Is(err, fsys.ErrShort) {
-		d.add("what was written ends before its %d bytes", st.Size)
+		d.add("what was written ends before its %d bytes", size)
 		return d.err()
 	}
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
@@ -56,7 +57,7 @@ func TestCopyVerifiesWhatItWrote(t *testing.T) {
 				wantFailures(t, o)
 				// small, empty, large, three with holes, and the group's data once.
 				bytes := uint64(5 + 3<<20 + 30<<20 + 6)
-				g.wantCounts(o, Counts{DirsCopied: 2, FilesCopied: 8, BytesCopied: bytes, Links: 1, FilesVerified: 7, BytesVerified: bytes})
+				g.wantCounts(o, entry.Counts{DirsCopied: 2, FilesCopied: 8, BytesCopied: bytes, Links: 1, FilesVerified: 7, BytesVerified: bytes})
 			}
 			for _, p := range []string{"small", "large", "front", "back", "both"} {
 				if s, d := lstat(t, filepath.Join(g.src, p)), lstat(t, filepath.Join(g.dst, p)); s.Mtim != d.Mtim || s.Atim != d.Atim {
@@ -115,7 +116,7 @@ func TestCopyThatReadsBackOtherwiseIsNotPublished(t *testing.T) {
 				if f.Op != "verify" || fault.Kind(f.Kind) != fault.Corrupt || !strings.Contains(f.Reason, "reads back with the XXH3-128 ") {
 					t.Errorf("failure %+v", f)
 				}
-				g.wantCounts(d.Outcome, Counts{FilesFailed: 1, FilesDiffer: 1})
+				g.wantCounts(d.Outcome, entry.Counts{FilesFailed: 1, FilesDiffer: 1})
 				if got := read(t, filepath.Join(g.dst, "f")); got != "old" {
 					t.Errorf("the old target is %q", got)
 				}
@@ -142,14 +143,14 @@ func TestWhatIsLeftInPlaceIsVerified(t *testing.T) {
 		replace Replace
 		mode    string
 		target  string
-		want    Counts
+		want    entry.Counts
 		says    string // of the failure
 	}{
-		{"never, the same", ReplaceNever, "bm", "same", Counts{FilesCopied: 1, BytesCopied: 4, FilesVerified: 1, BytesVerified: 4}, ""},
-		{"never, other contents", ReplaceNever, "bm", "sane", Counts{FilesFailed: 1, FilesDiffer: 1}, "byte 2 of 4 on: 0x6e, the source has 0x6d (the replace policy keeps it)"},
-		{"if older, other contents", ReplaceIfOlder, "bm", "sane", Counts{FilesFailed: 1, FilesDiffer: 1}, "the replace policy keeps it"},
-		{"metadata only, the same", ReplaceAlways, "mm", "same", Counts{FilesCopied: 1, FilesVerified: 1, BytesVerified: 4}, ""},
-		{"metadata only, other contents", ReplaceAlways, "mm", "sane", Counts{FilesCopied: 1, FilesVerified: 1, BytesVerified: 4}, ""},
+		{"never, the same", ReplaceNever, "bm", "same", entry.Counts{FilesCopied: 1, BytesCopied: 4, FilesVerified: 1, BytesVerified: 4}, ""},
+		{"never, other contents", ReplaceNever, "bm", "sane", entry.Counts{FilesFailed: 1, FilesDiffer: 1}, "byte 2 of 4 on: 0x6e, the source has 0x6d (the replace policy keeps it)"},
+		{"if older, other contents", ReplaceIfOlder, "bm", "sane", entry.Counts{FilesFailed: 1, FilesDiffer: 1}, "the replace policy keeps it"},
+		{"metadata only, the same", ReplaceAlways, "mm", "same", entry.Counts{FilesCopied: 1, FilesVerified: 1, BytesVerified: 4}, ""},
+		{"metadata only, other contents", ReplaceAlways, "mm", "sane", entry.Counts{FilesCopied: 1, FilesVerified: 1, BytesVerified: 4}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -193,7 +194,7 @@ func TestUserVerifiedCopy(t *testing.T) {
 	g.spec.Restore = true // by the record
 	o := g.run(g.batch(1, copies...))
 	wantFailures(t, o)
-	g.wantCounts(o, Counts{FilesCopied: 1, BytesCopied: 1, FilesVerified: 1, BytesVerified: 1})
+	g.wantCounts(o, entry.Counts{FilesCopied: 1, BytesCopied: 1, FilesVerified: 1, BytesVerified: 1})
 	if m := lstat(t, filepath.Join(g.dst, "f")).Mode & 0o777; m != 0o200 {
 		t.Errorf("mode of %s is %o", f, m)
 	}
@@ -206,9 +207,9 @@ func TestUserVerify(t *testing.T) {
 	g := newRig(t)
 	g.write("own", "x")
 	g.spec.Source = filepath.Join(dir, "foreign")
-	e := Entry{Op: OpVerify, Path: "f", Meta: metaOf(t, filepath.Join(dir, "foreign/f"))}
+	e := Entry{Op: entry.OpVerify, Path: "f", Meta: metaOf(t, filepath.Join(dir, "foreign/f"))}
 	cp := e
-	cp.Op, cp.Mode = OpCopy, "bm"
+	cp.Op, cp.Mode = entry.OpCopy, "bm"
 	wantFailures(t, g.run(g.batch(1, cp)))
 	o := g.run(g.batch(5, e))
 	wantFailures(t, o)

@@ -55,27 +55,37 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src int, st *un
 	if r.j.spec.Verify == VerifyChecksum {
 		sum = xxh3.New()
 	}
-	if err := r.copyData(t, f.fd, in, st, res, sum); err != nil {
+	size, err := r.copyData(t, f.fd, in, st, res, sum)
+	if err != nil {
 		return err
 	}
-	if err := r.stillSame(t, in, st); err != nil {
+	if err := r.unchanged(t, in, st, res); err != nil {
 		return err
 	}
 	if sum != nil {
 		// Before it gets its times, which reading would change.
-		if err := r.readBack(t, f.fd, st, sum.Sum128()); err != nil {
+		if err := r.readBack(t, f.fd, size, sum.Sum128()); err != nil {
 			return err
 		}
 		res.verified = true
 	}
 	if r.j.spec.WriteMeta {
+		t.refused = false
 		n := fsys.Node{FD: f.fd}
 		o := applyOpts{fresh: true, aclLeft: dir.HasDefaultACL(), modeSet: r.j.e.cfg.UmaskZero && f.mode == a.mode&0o777}
-		if err := r.apply(t, n, &a, o); err != nil {
+		err := r.apply(t, n, &a, o)
+		if t.refused && f.temp == "" && r.j.tryNamed(dir.Dev) {
+			t.named = true
+			return errNoLink
+		}
+		if err != nil {
 			return err
 		}
+		if t.named && !t.refused { // what has no name can't be given any: the named file could
+			r.j.linkFailed(dir.Dev, fsys.LinkByProc)
+		}
 	}
-	if r.j.spec.Sync == SyncFile {
+	if r.j.spec.Sync == SyncFile || r.j.spec.Sync != SyncNone && r.trusted(t) {
 		if err := fsys.Fsync(f.fd); err != nil {
 			return opError("sync", t.path, err)
 		}
@@ -124,7 +134,7 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 	if r.j.spec.Verify == VerifyChecksum {
 		access = unix.O_RDWR // it is read back
 	}
-	if f.method != fsys.LinkNone {
+	if f.method != fsys.LinkNone && !t.named {
 		if r.j.spec.WriteMeta {
 			f.mode = 0o600
 			if a.access == nil && len(a.xattrs) == 0 && !dir.HasDefaultACL() {
@@ -150,6 +160,9 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 	if r.j.spec.WriteMeta {
 		f.mode = 0o600 // it has a name that others may open
 	}
+	if err := r.mayRename(t, dir); err != nil {
+		return nil, err
+	}
 	f.temp = r.tempName(r.b.Attempt, uint32(t.index))
 	if err := r.check(); err != nil {
 		return nil, err
@@ -166,19 +179,26 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 	return f, err
 }
 
-// copyData copies the contents and gives them to sum, which may be nil.
-func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum *xxh3.Hasher) error {
-	if st.Size == 0 {
-		return nil
+// copyData copies the contents, gives them to sum, which may be nil, and returns how
+// many bytes they are.
+func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum *xxh3.Hasher) (int64, error) {
+	if st.Size == 0 && !t.toEnd {
+		return 0, nil
 	}
 	buf, release, err := r.buffer(t)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer release()
-	c := fsys.Copier{Buf: buf, Clone: !r.j.noClone.Load(), Range: !r.j.noRange.Load(),
+	// What changes is not cloned: how much a clone holds is the file system's to say.
+	c := fsys.Copier{Buf: buf, Clone: !t.take && !r.j.noClone.Load(), Range: !r.j.noRange.Load(),
 		Writeback: r.j.spec.Sync != SyncNone, Check: r.check, Hash: sum}
-	err = c.Copy(out, in, st.Size, st.Blocks*512 < st.Size)
+	size := st.Size
+	if t.toEnd {
+		size, err = c.CopyToEnd(out, in)
+	} else {
+		err = c.Copy(out, in, size, st.Blocks*512 < st.Size)
+	}
 	if c.NoClone {
 		r.j.noClone.Store(true)
 	}
@@ -189,13 +209,44 @@ func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum
 	var data *fsys.DataError
 	switch {
 	case err == nil:
-		return nil
+		return size, nil
+	case errors.Is(err, fsys.ErrShort) && t.take:
+		return c.Short, r.takeShort(t, out, c.Short, res)
 	case errors.Is(err, fsys.ErrShort):
-		return errChanged
+		if err := r.stillSame(t, in, st); err != nil {
+			return 0, err
+		}
+		return 0, errShorter
 	case errors.As(err, &data) && data.Write:
-		return opError("write", t.path, data.Err)
+		return 0, opError("write", t.path, data.Err)
 	case errors.As(err, &data):
-		return sourceError("read source", t.e.Path, data.Err)
+		return 0, sourceError("read source", t.e.Path, data.Err)
+	}
+	return 0, err
+}
+
+// takeShort takes a source that lost its end while it was read for the last time.
+func (r *run) takeShort(t *target, out int, size int64, res *copied) error {
+	if err := fsys.Ftruncate(out, size); err != nil { // it may end in a hole
+		return opError("write", t.path, err)
+	}
+	res.taken, res.size = true, uint64(size)
+	if t.e.Mode != "mm" {
+		res.bytes = res.size
+	}
+	return nil
+}
+
+// unchanged is stillSame that takes a source which did not hold still any of the times
+// that it was read, if the job wants that. The target has the time that the source had
+// before, so that it differs from the source and the next run copies it again.
+func (r *run) unchanged(t *target, in int, st *unix.Stat_t, res *copied) error {
+	err := r.stillSame(t, in, st)
+	if errors.Is(err, errChanged) && t.take {
+		res.taken, err = true, nil
+	}
+	if res.taken {
+		t.lose(WarnTaken)
 	}
 	return err
 }
@@ -223,6 +274,9 @@ func (r *run) buffer(t *target) (buf []byte, release func(), err error) {
 
 // stillSame reports errChanged if the source is not as it was before it was read.
 func (r *run) stillSame(t *target, in int, st *unix.Stat_t) error {
+	if t.madeUp {
+		return nil
+	}
 	var now unix.Stat_t
 	if err := fsys.Fstat(in, &now); err != nil {
 		return sourceError("stat source", t.e.Path, err)
@@ -231,136 +285,4 @@ func (r *run) stillSame(t *target, in int, st *unix.Stat_t) error {
 		return errChanged
 	}
 	return nil
-}
-
-// errNoLink means that nameless files can't be named here: copy again to a
-// temporary name.
-var errNoLink = errors.New("nameless files can't be linked")
-
-// publishNameless gives a nameless file its name.
-func (r *run) publishNameless(t *target, dir *fsys.Dir, name string, f *newFile, a *attrs) error {
-	for range 8 {
-		if err := r.check(); err != nil {
-			return err
-		}
-		err := r.changing(dir, func() error { return f.method.Link(r.j.e.proc, f.fd, dir.FD, name) })
-		switch fsys.Errno(err) {
-		case 0:
-			return nil
-		case unix.EEXIST:
-		case unix.ENOENT, unix.EPERM, unix.EINVAL, unix.EXDEV, unix.EOPNOTSUPP:
-			if fsys.Errno(err) == unix.ENOENT && dir.Gone() {
-				return errParentGone
-			}
-			// Older kernels want a capability for the first way; some file
-			// systems (seen on FUSE) make nameless files and can't link them.
-			if f.method = r.j.linkFailed(dir.Dev, f.method); f.method == fsys.LinkNone {
-				return errNoLink
-			}
-			continue
-		default:
-			return opError("link", t.path, err)
-		}
-		if r.j.spec.Replace == ReplaceNever {
-			return errKept // it was not there a moment ago
-		}
-		var st unix.Stat_t
-		if err := fsys.Lstatat(dir.FD, name, &st); fsys.Errno(err) == unix.ENOENT {
-			continue
-		} else if err != nil {
-			return opError("stat target", t.path, err)
-		}
-		switch {
-		case fsys.Type(st.Mode) == unix.S_IFDIR:
-			if err := r.removeDirInWay(t, dir, name); err != nil {
-				return err
-			}
-			continue
-		case r.twin(f.fd, &st):
-			return nil
-		}
-		return r.linkOver(t, dir, name, f)
-	}
-	return opError("link", t.path, unix.EEXIST)
-}
-
-// linkOver replaces an existing target by a nameless file: it needs a temporary
-// name, because there is no link that replaces.
-func (r *run) linkOver(t *target, dir *fsys.Dir, name string, f *newFile) error {
-	temp := r.tempName(r.b.Attempt, uint32(t.index))
-	if err := r.check(); err != nil {
-		return err
-	}
-	err := withTemp(dir, temp, func() error { return f.method.Link(r.j.e.proc, f.fd, dir.FD, temp) })
-	if err != nil {
-		return opError("link", t.path, err)
-	}
-	if err := r.publishNamed(t, dir, temp, name); err != nil {
-		_ = fsys.Unlinkat(dir.FD, temp)
-		return err
-	}
-	return nil
-}
-
-// twin reports whether the target is the copy that a concurrent attempt at this
-// entry has put there: the same size, times and owner, and younger than our own
-// nameless file. A target that merely looks the same but was there before is
-// not trusted: its contents may differ.
-func (r *run) twin(fd int, st *unix.Stat_t) bool {
-	var own unix.Statx_t
-	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &own)
-	if err != nil || own.Mask&unix.STATX_BTIME == 0 {
-		return false
-	}
-	return r.j.spec.WriteMeta && st.Mode == uint32(own.Mode) && st.Size == int64(own.Size) &&
-		st.Uid == own.Uid && st.Gid == own.Gid &&
-		st.Mtim.Sec == own.Mtime.Sec && st.Mtim.Nsec == int64(own.Mtime.Nsec) &&
-		older(timespec(own.Btime.Sec, int64(own.Btime.Nsec)), st.Ctim)
-}
-
-// publishNamed gives the temporary object its final name, in place of whatever
-// is there.
-func (r *run) publishNamed(t *target, dir *fsys.Dir, temp, name string) error {
-	for range 8 {
-		if err := r.check(); err != nil {
-			return err
-		}
-		var err error
-		if r.j.spec.Replace == ReplaceNever {
-			err = r.linkTemp(dir, temp, name)
-		} else {
-			err = r.renameTemp(dir, temp, name)
-		}
-		switch fsys.Errno(err) {
-		case 0:
-			return nil
-		case unix.EISDIR, unix.EEXIST, unix.ENOTEMPTY:
-			if err := r.removeDirInWay(t, dir, name); err != nil {
-				return err
-			}
-			continue
-		}
-		if errors.Is(err, errKept) {
-			return err
-		}
-		return opError("rename to", t.path, err)
-	}
-	return opError("rename to", t.path, unix.EISDIR)
-}
-
-// linkTemp is renameTemp that never replaces.
-func (r *run) linkTemp(dir *fsys.Dir, temp, name string) error {
-	err := fsys.Linkat(dir.FD, temp, dir.FD, name)
-	switch fsys.Errno(err) {
-	case 0:
-		return fsys.Unlinkat(dir.FD, temp)
-	case unix.EEXIST:
-		return errKept
-	case unix.ENOENT:
-		if dir.Gone() {
-			return errParentGone
-		}
-		return fault.New(fault.Stale, "the temporary file of this attempt was removed: a later attempt has taken over")
-	}
-	return err
 }

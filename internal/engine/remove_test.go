@@ -11,11 +11,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
-func file(p string) Entry { return Entry{Op: OpUnlink, Path: p} }
-func tree(p string) Entry { return Entry{Op: OpRemoveTree, Path: p} }
+func file(p string) Entry { return Entry{Op: entry.OpUnlink, Path: p} }
+func tree(p string) Entry { return Entry{Op: entry.OpRemoveTree, Path: p} }
 
 func exists(p string) bool {
 	_, err := os.Lstat(p)
@@ -37,7 +38,7 @@ func TestDeleteIsTypeSafe(t *testing.T) {
 		file("plink/precious"), file("missing"), tree("missing/too"), file("f/below-a-file"))
 	// Nothing of the line's kind is left at any of the paths, whether it was
 	// removed, missing, not reachable or of another kind.
-	want := Counts{Deleted: 10, DirsDeleted: 4}
+	want := entry.Counts{Deleted: 10, DirsDeleted: 4}
 	o := g.run(b)
 	wantFailures(t, o)
 	g.wantCounts(o, want)
@@ -64,9 +65,9 @@ func TestDeleteKeepsWhatTheSourceHas(t *testing.T) {
 	es := []Entry{file("f"), tree("d"), file("becamedir"), file("viaLink/x")}
 	o := g.run(g.batch(2, es...))
 	wantFailures(t, o)
-	g.wantCounts(o, Counts{Skipped: 2, Deleted: 2}) // f and d are in the source
+	g.wantCounts(o, entry.Counts{Skipped: 2, Deleted: 2}) // f and d are in the source
 	g.spec.DeleteUnchecked = true
-	g.wantCounts(g.run(g.batch(2, es...)), Counts{Deleted: 4, DirsDeleted: 1})
+	g.wantCounts(g.run(g.batch(2, es...)), entry.Counts{Deleted: 4, DirsDeleted: 1})
 	if got := len(listing(t, g.dst)); got != 2 { // the root and viaLink
 		t.Errorf("%d objects left", got)
 	}
@@ -156,7 +157,7 @@ func TestDeleteOfADeepTree(t *testing.T) {
 	o, err := g.try(g.batch(2, tree(name(0))), guard)
 	must(t, err)
 	wantFailures(t, o)
-	g.wantCounts(o, Counts{Deleted: 1, DirsDeleted: 1})
+	g.wantCounts(o, entry.Counts{Deleted: 1, DirsDeleted: 1})
 	if exists(filepath.Join(g.dst, name(0))) {
 		t.Error("still there")
 	}
@@ -205,7 +206,7 @@ func TestDeleteOfAWideDirectory(t *testing.T) {
 	o, err := g.try(g.batch(2, tree("w")), guard)
 	must(t, err)
 	wantFailures(t, o)
-	g.wantCounts(o, Counts{Deleted: 1, DirsDeleted: 1})
+	g.wantCounts(o, entry.Counts{Deleted: 1, DirsDeleted: 1})
 	if exists(w) {
 		t.Error("still there")
 	}

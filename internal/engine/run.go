@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -31,11 +32,17 @@ type execution struct {
 	dst   *fsys.DirCache
 
 	mu       sync.Mutex
-	counts   Counts                     // guarded by mu
+	counts   entry.Counts               // guarded by mu
 	failures []indexedFailure           // guarded by mu
 	warnings map[string]*indexedWarning // guarded by mu
 
+	absent  absentDirs // of the source
+	spelled spellings  // of destination directories that fold names
+
 	extrasTold int // extra names among failures; guarded by mu
+
+	lastGroup uint64       // the highest number of a hard-link group
+	leader    entry.Leader // what became of its leader; guarded by mu
 }
 
 type indexedFailure struct {
@@ -59,6 +66,9 @@ func (j *Job) Run(ctx context.Context, b *Batch, g Guard) (*Outcome, error) {
 	ctx, stop := context.WithCancelCause(outer)
 	defer stop(nil)
 	r := &execution{j: j, b: b, guard: g, ctx: ctx, stop: stop, warnings: map[string]*indexedWarning{}}
+	for i := range b.Entries {
+		r.lastGroup = max(r.lastGroup, b.Entries[i].Group)
+	}
 	r.src = fsys.NewDirCache(j.e.dirCache, func(p string) (int, error) { return j.e.resolver.OpenDir(j.src.fd, p) })
 	r.dst = fsys.NewDirCache(j.e.dirCache, func(p string) (int, error) { return j.e.resolver.OpenDir(j.dst.fd, p) })
 	defer r.src.DropAll()
@@ -66,8 +76,7 @@ func (j *Job) Run(ctx context.Context, b *Batch, g Guard) (*Outcome, error) {
 
 	// Directories first: an entry in a directory must not meet what the
 	// directory's own line is about to replace.
-	first, second := plan(b.Entries)
-	for _, units := range [][]unit{first, second} {
+	for _, units := range plan(b.Entries, j.spec.DeleteEmpty) {
 		r.all(units)
 		if err := context.Cause(ctx); err != nil {
 			return nil, batchError(outer, err)
@@ -96,9 +105,13 @@ const (
 	sliceBytes   = 4 << 20
 )
 
-// plan returns the units that make directories and those that do the rest. A
-// hard-link group is one unit; other entries go by slices of a directory.
-func plan(entries []Entry) (first, second []unit) {
+// plan returns the units that make directories, those that do the rest, and what
+// comes after these. A hard-link group is one unit; other entries go by slices of a
+// directory. With deleteEmpty, lines that delete directories are one unit, the last:
+// a directory is empty only when the lines before its own have been executed.
+func plan(entries []Entry, deleteEmpty bool) [3][]unit {
+	var first, second []unit
+	var last unit
 	groups := map[uint64]int{} // group -> index in second
 	var dir string
 	var bytes uint64
@@ -106,7 +119,10 @@ func plan(entries []Entry) (first, second []unit) {
 	for i := range entries {
 		e := &entries[i]
 		switch {
-		case e.Op == OpMkdir:
+		case e.Op == entry.OpRemoveTree && deleteEmpty:
+			last = append(last, i)
+			continue
+		case e.Op == entry.OpMkdir:
 			if n := len(first); n > 0 && len(first[n-1]) < sliceEntries {
 				first[n-1] = append(first[n-1], i)
 			} else {
@@ -135,11 +151,14 @@ func plan(entries []Entry) (first, second []unit) {
 		dir, bytes, open = parent, size, len(second)
 		second = append(second, unit{i})
 	}
-	return first, second
+	if len(last) == 0 {
+		return [3][]unit{first, second}
+	}
+	return [3][]unit{first, second, {last}}
 }
 
 // inGroup reports whether an entry is executed with the rest of its hard-link group.
-func inGroup(e *Entry) bool { return (e.Op == OpLink || e.Op == OpVerifyLink) && e.Group != 0 }
+func inGroup(e *Entry) bool { return e.Op.Links() && e.Group != 0 }
 
 func (x *execution) all(units []unit) {
 	if len(units) == 0 {
@@ -175,10 +194,10 @@ func (x *execution) all(units []unit) {
 
 // do executes a unit; its error stops the batch.
 func (r *run) do(u unit) error {
-	var c Counts
+	var c entry.Counts
 	defer func() { r.add(&c) }()
 	if e := &r.b.Entries[u[0]]; inGroup(e) {
-		if e.Op == OpVerifyLink {
+		if e.Op == entry.OpVerifyLink {
 			return r.holding(e, func() error { return r.verifyGroup(u, &c) })
 		}
 		return r.holding(e, func() error { return r.linkGroup(u, &c) })
@@ -212,7 +231,7 @@ func (r *run) holding(e *Entry, f func() error) error {
 		eng.reads.release()
 		return canceled(err)
 	}
-	r.task.begin(eng, e.Op.doing(), e.Path, true)
+	r.task.begin(eng, doing(e.Op), e.Path, true)
 	defer func() {
 		if r.task.end() { // else they were given to others while a call hung
 			eng.reads.release()
@@ -223,14 +242,14 @@ func (r *run) holding(e *Entry, f func() error) error {
 }
 
 // entry executes one entry.
-func (r *run) entry(i int, e *Entry, c *Counts) error {
+func (r *run) entry(i int, e *Entry, c *entry.Counts) error {
 	return r.repeating(e, func() error { return r.once(i, e, c) })
 }
 
 // repeating calls f again, a bounded number of times, when a directory that it
 // had resolved is gone by somebody else's doing. f counts only what succeeds.
 func (r *run) repeating(e *Entry, f func() error) error {
-	r.task.begin(r.j.e, e.Op.doing(), e.Path, false)
+	r.task.begin(r.j.e, doing(e.Op), e.Path, false)
 	for round := 0; ; round++ {
 		if err := r.check(); err != nil {
 			return err
@@ -261,21 +280,21 @@ func (r *run) repeating(e *Entry, f func() error) error {
 const maxRounds = 3
 
 // once is one try at an entry. It adds to c only when it succeeds.
-func (r *run) once(i int, e *Entry, c *Counts) error {
+func (r *run) once(i int, e *Entry, c *entry.Counts) error {
 	t, err := r.prepare(i, e, c)
 	if t == nil {
 		return err
 	}
 	switch e.Op {
-	case OpMkdir:
+	case entry.OpMkdir:
 		err = r.mkdir(t, c)
-	case OpCopy, OpLink: // a link without a group is a file of its own
+	case entry.OpCopy, entry.OpLink: // a link without a group is a file of its own
 		_, err = r.copyCounted(t, c)
-	case OpUnlink, OpRemoveTree:
+	case entry.OpUnlink, entry.OpRemoveTree:
 		err = r.remove(t, c)
-	case OpFinish, OpTouch:
+	case entry.OpFinish, entry.OpTouch:
 		err = r.finish(t, c)
-	case OpVerify, OpVerifyLink, OpVerifyDir, OpVerifyTimes:
+	case entry.OpVerify, entry.OpVerifyLink, entry.OpVerifyDir, entry.OpVerifyTimes:
 		err = r.verify(t, c)
 	default:
 		err = &fault.Error{Kind: fault.Invalid, Op: "execute", Path: e.Path, Err: errors.New("unknown operation")}
@@ -288,15 +307,15 @@ func (r *run) once(i int, e *Entry, c *Counts) error {
 
 // prepare checks an entry and finds its place. A nil target without an error is
 // an entry that has none and has been counted as skipped.
-func (r *run) prepare(i int, e *Entry, c *Counts) (*target, error) {
-	if e.Op == OpRejected {
+func (r *run) prepare(i int, e *Entry, c *entry.Counts) (*target, error) {
+	if e.Op == entry.OpRejected {
 		kind := fault.Kind(e.Kind)
 		if kind == fault.Internal {
 			kind = fault.Invalid
 		}
 		return nil, &fault.Error{Kind: kind, Op: "read entry", Path: e.Path, Err: errors.New(cmp.Or(e.Reject, "rejected"))}
 	}
-	if r.j.spec.ReadOnly && !verifies(e.Op) {
+	if r.j.spec.ReadOnly && !e.Op.Verifies() {
 		return nil, &fault.Error{Kind: fault.Invalid, Op: "execute", Path: e.Path, Err: errors.New("the job changes nothing, the operation would")}
 	}
 	if e.Path != "" {
@@ -324,6 +343,12 @@ type target struct {
 
 	warnings []string // kinds of loss met so far, each once
 	changed  bool     // the source changed while it was read
+	take     bool     // it did so each time: as it is read now it is taken
+	toEnd    bool     // the contents of the source are read to their end: its size says nothing of them
+	madeUp   bool     // they are made up as they are read: neither do its times
+	named    bool     // it is to be made under a temporary name, whatever the file system can do
+	refused  bool     // metadata of it was refused in a way that may be due to its having no name
+	again    bool     // what stands in its place was taken for a former attempt's work, to be written again
 }
 
 // lose notes a loss that does not fail the entry.
@@ -364,7 +389,7 @@ func stopsRun(err error) bool {
 	return err != nil && (stopsBatch(err) || errors.Is(err, errGuard))
 }
 
-func (r *run) fail(i int, err error, c *Counts) {
+func (r *run) fail(i int, err error, c *entry.Counts) {
 	e := &r.b.Entries[i]
 	failed, differ := &c.FilesFailed, &c.FilesDiffer
 	if isDirOp(e) {
@@ -401,37 +426,16 @@ func (r *run) warn(t *target) {
 	}
 }
 
-func (r *run) add(c *Counts) {
+func (r *run) add(c *entry.Counts) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t := &r.counts
-	t.DirsCopied += c.DirsCopied
-	t.FilesCopied += c.FilesCopied
-	t.BytesCopied += c.BytesCopied
-	t.DirsFailed += c.DirsFailed
-	t.FilesFailed += c.FilesFailed
-	t.Deleted += c.Deleted
-	t.DirsDeleted += c.DirsDeleted
-	t.Links += c.Links
-	t.Skipped += c.Skipped
-	t.ChangedWhileRead += c.ChangedWhileRead
-	t.ChangedSinceScan += c.ChangedSinceScan
-	t.DirsFinished += c.DirsFinished
-	t.DirsTouched += c.DirsTouched
-	t.DirsVerified += c.DirsVerified
-	t.FilesVerified += c.FilesVerified
-	t.BytesVerified += c.BytesVerified
-	t.DirsDiffer += c.DirsDiffer
-	t.FilesDiffer += c.FilesDiffer
-	t.Extra += c.Extra
-	t.HoleBytes += c.HoleBytes
-	t.ReflinkBytes += c.ReflinkBytes
+	r.counts.Add(c)
 }
 
 func (x *execution) outcome() *Outcome {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	o := &Outcome{Counts: x.counts}
+	o := &Outcome{Counts: x.counts, Leader: x.leader}
 	// Stable: what is told of the names in one directory is in their order.
 	slices.SortStableFunc(x.failures, func(a, b indexedFailure) int { return a.index - b.index })
 	for _, f := range x.failures {

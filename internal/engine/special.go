@@ -17,6 +17,9 @@ func (r *run) copySpecial(t *target, dir *fsys.Dir, name string, src int, st *un
 			return sourceError("read link", t.e.Path, err)
 		}
 	}
+	if err := r.mayRename(t, dir); err != nil {
+		return err
+	}
 	temp := r.tempName(r.b.Attempt, uint32(t.index))
 	if err := r.check(); err != nil {
 		return err

@@ -31,6 +31,16 @@ func (r *run) tempName(a AttemptID, index uint32) string {
 	return ".fsb-" + base32.NewEncoding(tempAlphabet).WithPadding(base32.NoPadding).EncodeToString(sum[:])
 }
 
+// mayRename reports why no temporary name may be made in dir: it could never be taken
+// away again.
+func (r *run) mayRename(t *target, dir *fsys.Dir) error {
+	if !dir.Protected() {
+		return nil
+	}
+	return &fault.Error{Kind: fault.Denied, Op: "replace", Path: t.path, Err: unix.EPERM,
+		Hint: "its directory is immutable or append-only; take that from it with chattr -i -a"}
+}
+
 // clearTemps removes what earlier attempts may have left for the entry in dir.
 func (r *run) clearTemps(dir *fsys.Dir, index int) error {
 	for _, a := range r.b.Predecessors {

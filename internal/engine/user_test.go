@@ -8,8 +8,10 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -35,10 +37,31 @@ func TestAsOrdinaryUser(t *testing.T) {
 	must(t, unix.Chmod(foreign, 0o6755))
 	must(t, unix.Setxattr(foreign, "security.capability", []byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0))
 	must(t, unix.Mknod(filepath.Join(dir, "foreign/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+	// A second name of the file, in the source and not yet in the destination.
+	must(t, os.MkdirAll(filepath.Join(dir, "linked/src"), 0o755))
+	must(t, os.MkdirAll(filepath.Join(dir, "linked/dst"), 0o755))
+	must(t, os.Chown(filepath.Join(dir, "linked/dst"), ordinary, ordinary))
+	for _, root := range []string{"src", "dst"} {
+		must(t, os.WriteFile(filepath.Join(dir, "linked", root, "1"), []byte("abc"), 0o644))
+	}
+	must(t, os.Link(filepath.Join(dir, "linked/src/1"), filepath.Join(dir, "linked/src/2")))
+	for name, owner := range map[string]int{"of-root": 0, "of-another": 1234} {
+		must(t, os.Symlink("src", filepath.Join(dir, "linked", name)))
+		must(t, os.Lchown(filepath.Join(dir, "linked", name), owner, owner))
+	}
+	// Of another owner in a group that is the user's as well, and what somebody made
+	// of it: with a group that a copy by this user would not leave so.
+	for name, gid := range map[string]int{"foreign/grouped": ordinary, "made/grouped": 4321} {
+		f := put(t, filepath.Join(dir, name), "x")
+		must(t, os.Chown(f, 1234, gid))
+		must(t, unix.Chmod(f, 0o755))
+		setTimes(t, f, unix.Timespec{Sec: 1e9}, unix.Timespec{Sec: 1e9})
+	}
+	must(t, os.Chown(filepath.Join(dir, "made/grouped"), ordinary, 4321))
 	unreadable := put(t, filepath.Join(dir, "foreign/secret"), "x")
 	must(t, os.Chmod(unreadable, 0o600))
 
-	out, err := asUser(t, dir, "^TestUserForeign|^TestUserUnwritable|^TestBackup|^TestGuard|^TestReplacePolicies|^TestHardLink|^TestDeleteIsTypeSafe")
+	out, err := asUser(t, dir, "^TestUserForeign|^TestUserUnwritable|^TestUserDeletes|^TestUserLinks|^TestUserRoots|^TestUserFollows|^TestBackup|^TestGuard|^TestReplacePolicies|^TestHardLink|^TestDeleteIsTypeSafe")
 	if err != nil || !strings.Contains(out, "--- PASS: TestUserForeign") {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -129,6 +152,28 @@ func TestUserForeignOwnersAreWarnings(t *testing.T) {
 	if src := lstat(t, filepath.Join(g.src, "f")); st.Mtim != src.Mtim {
 		t.Error("times differ")
 	}
+	// Who compares as this user counts the same, and only what a copy would mend
+	// as a difference.
+	grouped := g.copyOf("grouped")
+	wantFailures(t, g.run(g.batch(1, grouped)))
+	verify := func(es ...Entry) *Outcome {
+		for i := range es {
+			es[i].Op, es[i].Mode = entry.OpVerify, ""
+		}
+		return g.run(g.batch(5, es...))
+	}
+	v := verify(g.copyOf("f"), grouped)
+	wantFailures(t, v)
+	if d := cmp.Diff(map[string]uint64{WarnOwner: 2, WarnSetID: 1, WarnXattrNotPermitted: 1}, losses(v)); d != "" {
+		t.Error(d)
+	}
+	g.dst = filepath.Join(userDir(t), "made")
+	g.spec.Destination = g.dst
+	v = verify(grouped)
+	wantFailures(t, v, "grouped")
+	if !strings.Contains(v.Failures[0].Reason, "owner is 65534:4321, the source has 1234:65534") {
+		t.Errorf("%+v", v.Failures)
+	}
 }
 
 func TestUserUnwritableDirectories(t *testing.T) {
@@ -158,7 +203,7 @@ func TestUserUnwritableDirectories(t *testing.T) {
 	e := g.copyOf("a/b/f")
 	e.Mode = "mm"
 	e.Meta.HasX = true
-	e.Meta.Xattrs = []Xattr{{Name: "user.y", Value: []byte("2")}}
+	e.Meta.Xattrs = []entry.Xattr{{Name: "user.y", Value: []byte("2")}}
 	o := g.run(g.batch(1, e))
 	wantFailures(t, o)
 	if len(o.Warnings) > 0 {
@@ -175,7 +220,7 @@ func TestUserUnwritableDirectories(t *testing.T) {
 	g.spec.DeleteUnchecked = true
 	o = g.run(g.batch(2, file("a/g"), tree("a")))
 	wantFailures(t, o)
-	g.wantCounts(o, Counts{Deleted: 2, DirsDeleted: 1})
+	g.wantCounts(o, entry.Counts{Deleted: 2, DirsDeleted: 1})
 	if exists(filepath.Join(g.dst, "a")) {
 		t.Error("still there")
 	}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -62,21 +63,12 @@ func isDifference(err error) bool {
 	return ok || errors.Is(err, errMissing)
 }
 
-// verifies reports whether an operation compares, and changes nothing.
-func verifies(op Op) bool {
-	switch op {
-	case OpVerify, OpVerifyLink, OpVerifyDir, OpVerifyTimes:
-		return true
-	}
-	return false
-}
-
 // verify executes the operations that compare, hard-link groups excepted.
-func (r *run) verify(t *target, c *Counts) error {
+func (r *run) verify(t *target, c *entry.Counts) error {
 	switch t.e.Op {
-	case OpVerifyDir:
+	case entry.OpVerifyDir:
 		return r.verifyDir(t, c)
-	case OpVerifyTimes:
+	case entry.OpVerifyTimes:
 		return r.verifyTimes(t, c)
 	}
 	_, err := r.verifyFile(t, c)
@@ -92,7 +84,7 @@ type identity struct {
 // verifyFile compares a non-directory with its source and counts it. It returns
 // what stands in the destination, also if that differs; nil if nothing does or
 // the entry was not compared.
-func (r *run) verifyFile(t *target, c *Counts) (*identity, error) {
+func (r *run) verifyFile(t *target, c *entry.Counts) (*identity, error) {
 	var res compared
 	var err error
 	for try := 0; ; try++ {
@@ -146,8 +138,12 @@ func (r *run) compareOnce(t *target) (res compared, err error) {
 	}
 	defer func() { _ = fsys.Close(src) }()
 	var st unix.Stat_t
-	if err := fsys.Fstat(src, &st); err != nil {
+	protected, err := fsys.FstatFlags(src, &st)
+	if err != nil {
 		return res, sourceError("stat source", t.e.Path, err)
+	}
+	if protected && r.j.spec.WriteMeta {
+		t.lose(WarnFlags)
 	}
 	kind := fsys.Type(st.Mode)
 	if kind == unix.S_IFDIR {
@@ -155,6 +151,7 @@ func (r *run) compareOnce(t *target) (res compared, err error) {
 			Hint: "it has become a directory since the scan"}
 	}
 	res.changedScan = !agrees(t.e.Meta, &st)
+	r.j.lookAtSize(t, src, &st)
 	dst, err := r.openTarget(t)
 	if err != nil {
 		return res, err
@@ -195,11 +192,11 @@ func (r *run) openTarget(t *target) (int, error) {
 	}
 	parent, name := split(t.path)
 	// Not by existing, which opens directories up for ordinary users.
-	dir, err := r.dst.Get(parent)
+	dir, err := r.dstDir(parent)
 	if err == nil {
 		defer dir.Release()
 		var fd int
-		if fd, err = fsys.OpenPath(dir.FD, name); err == nil {
+		if fd, err = r.openSpelled(dir, name); err == nil {
 			return fd, nil
 		}
 	}
@@ -208,6 +205,26 @@ func (r *run) openTarget(t *target) (int, error) {
 		return -1, missing()
 	}
 	return -1, opError("open target", t.path, err)
+}
+
+// openSpelled returns an O_PATH descriptor of what is called name in dir, to the letter.
+func (r *run) openSpelled(dir *fsys.Dir, name string) (int, error) {
+	fd, err := fsys.OpenPath(dir.FD, name)
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err = fsys.Fstat(fd, &st); err == nil {
+		var other string
+		if other, err = r.otherSpelling(dir, name, &st); err == nil && other != "" {
+			err = unix.ENOENT
+		}
+	}
+	if err != nil {
+		_ = fsys.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // compareContents compares what both objects are: type, and data, link target or
@@ -220,7 +237,7 @@ func (r *run) compareContents(t *target, d *differs, src int, st *unix.Stat_t, d
 	}
 	switch kind {
 	case unix.S_IFREG:
-		if have.Size != st.Size {
+		if have.Size != st.Size && !t.toEnd {
 			d.add("size is %d, the source has %d", have.Size, st.Size)
 			return nil
 		}
@@ -246,11 +263,15 @@ func (r *run) compareContents(t *target, d *differs, src int, st *unix.Stat_t, d
 	return nil
 }
 
-// compareData compares the data of two regular files of one size. The target's is
+// compareData compares the data of two regular files, of one size where that says something. The target's is
 // read from where it is stored if that can be had: what this machine has just
 // written is in its page cache.
 func (r *run) compareData(t *target, d *differs, src int, st *unix.Stat_t, dst int, have *unix.Stat_t) error {
-	if st.Size == 0 {
+	size, sparse := st.Size, st.Blocks*512 < st.Size || have.Blocks*512 < have.Size
+	if t.toEnd {
+		size, sparse = have.Size+1, false // both have ended before that
+	}
+	if size == 0 {
 		return nil
 	}
 	in, err := r.openData(src)
@@ -269,12 +290,12 @@ func (r *run) compareData(t *target, d *differs, src int, st *unix.Stat_t, dst i
 	}
 	defer release()
 	fsys.Forget(out)
-	at, same, err := fsys.FirstDifference(in, out, st.Size, st.Blocks*512 < st.Size || have.Blocks*512 < have.Size, buf, r.check)
+	at, same, err := fsys.FirstDifference(in, out, size, sparse, buf, r.check)
 	if err != nil {
 		return r.dataError(t, err)
 	}
-	if !same {
-		d.add("contents differ from byte %d of %d on: %s, the source has %s", at.At, st.Size, byteText(at.B), byteText(at.A))
+	if !same && (at.A >= 0 || at.B >= 0) {
+		d.add("contents differ from byte %d of %d on: %s, the source has %s", at.At, max(st.Size, have.Size), byteText(at.B), byteText(at.A))
 	}
 	return nil
 }
@@ -310,13 +331,13 @@ func short(b []byte) string {
 // verifyGroup compares a hard-link group: its first name like a file, the others
 // by whether they are names of the same object. What is missing or different does
 // not hide the rest. Only what stops the batch is returned.
-func (r *run) verifyGroup(u unit, c *Counts) error {
+func (r *run) verifyGroup(u unit, c *entry.Counts) error {
 	var first *identity
 	for _, i := range u {
 		e := &r.b.Entries[i]
 		err := r.repeating(e, func() error {
 			if e.LeaderOnly { // compared and counted by the shard that has it
-				t, err := r.prepare(i, e, &Counts{})
+				t, err := r.prepare(i, e, &entry.Counts{})
 				if t != nil {
 					first, err = r.identify(t)
 				}
@@ -365,7 +386,7 @@ func (r *run) identify(t *target) (*identity, error) {
 
 // verifyMember compares a member of a group by whether it is the object that
 // first is, whose contents and metadata have been compared.
-func (r *run) verifyMember(t *target, first *identity, c *Counts) error {
+func (r *run) verifyMember(t *target, first *identity, c *entry.Counts) error {
 	got, err := r.identify(t)
 	if err != nil {
 		return err

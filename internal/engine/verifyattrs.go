@@ -3,7 +3,6 @@ package engine
 import (
 	"bytes"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -11,12 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 // Attributes are compared with what a copy would give the target now, by the
 // same functions: a backup's source, a restore's record. What a copy by this
 // worker would count as a loss, such as ACLs on a file system without them, is
-// the same loss here, and no difference.
+// the same loss here, and no difference: a difference is what a copy would mend.
 
 // compareFileAttrs compares owner, mode, time, ACL and attributes of a
 // non-directory.
@@ -36,57 +36,53 @@ func (r *run) compareFileAttrs(t *target, d *differs, src int, st *unix.Stat_t, 
 // compareStat compares owner, mode and modification time. exact says that the
 // nanoseconds are known.
 func (r *run) compareStat(t *target, d *differs, a *attrs, have *unix.Stat_t, exact bool) {
-	mode, got := a.mode, have.Mode&0o7777
-	if int(have.Uid) != a.uid || int(have.Gid) != a.gid {
-		if r.j.e.chowns {
-			d.add("owner is %d:%d, the source has %d:%d", have.Uid, have.Gid, a.uid, a.gid)
-		} else {
-			t.lose(WarnOwner)
-			if !isDirOp(t.e) && mode&setIDs != got&setIDs {
-				t.lose(WarnSetID)
-				mode, got = mode&^setIDs, got&^setIDs
-			}
-		}
-	}
-	if fsys.Type(have.Mode) != unix.S_IFLNK && mode != got {
+	mode := r.compareOwner(t, d, a, have)
+	if got := have.Mode & 0o7777; fsys.Type(have.Mode) != unix.S_IFLNK && mode != got {
 		d.add("mode is %04o, the source has %04o", got, mode)
 	}
-	if !holdsTime(a.mtime, have, exact) {
-		if clamped(a.mtime, have.Mtim) {
-			t.lose(WarnTime)
-			return
-		}
+	h := r.j.holds(have)
+	mtime, lost := h.fit(a.mtime)
+	switch {
+	case h.keeps(mtime, have, exact):
+	case h.end(a.mtime, have.Mtim):
+		lost = true
+	default:
 		d.add("modification time is %s, the source has %s", timeText(have.Mtim, exact), timeText(a.mtime, exact))
+		lost = false
+	}
+	// Access times are not compared. One that cannot be kept is lost all the same.
+	if _, atime := h.fit(a.atime); lost || atime || h.end(a.atime, have.Atim) {
+		t.lose(WarnTime)
 	}
 }
 
-// holdsTime reports whether the target has the time, as exactly as its file
-// system holds times. How exactly that is, the times show that the file system
-// itself sets: a ctime in whole microseconds stands for a file system that has
-// no more.
-func holdsTime(want unix.Timespec, have *unix.Stat_t, exact bool) bool {
-	got := have.Mtim
-	if want.Sec != got.Sec {
-		return false
+// compareOwner compares owner and group, and returns the mode that goes with
+// those that a copy by this user could set: set-id bits for an owner who is not
+// the owner are dropped, as chownPartly does.
+func (r *run) compareOwner(t *target, d *differs, a *attrs, have *unix.Stat_t) (mode uint32) {
+	wrongOwner, wrongGroup := int(have.Uid) != a.uid, int(have.Gid) != a.gid
+	if !wrongOwner && !wrongGroup {
+		return a.mode
 	}
-	if !exact || want.Nsec == got.Nsec {
-		return true
+	owner, group := r.mayOwn(t, a, have)
+	if wrongOwner && owner || wrongGroup && group {
+		d.add("owner is %d:%d, the source has %d:%d", have.Uid, have.Gid, a.uid, a.gid)
 	}
-	for _, unit := range []int64{100, 1e3, 1e6, 1e7, 1e9} {
-		if have.Ctim.Nsec%unit != 0 {
-			return false
-		}
-		if want.Nsec-want.Nsec%unit == got.Nsec {
-			return true
-		}
+	drop := uint32(setIDs)
+	switch {
+	case owner && group:
+		return a.mode
+	case group:
+		drop = unix.S_ISUID
+	case owner:
+		drop = unix.S_ISGID
 	}
-	return false
-}
-
-// clamped reports whether a time out of the 32 bits that some file systems have
-// for it was made the nearest that they can hold.
-func clamped(want, got unix.Timespec) bool {
-	return want.Sec > math.MaxInt32 && got.Sec == math.MaxInt32 || want.Sec < math.MinInt32 && got.Sec == math.MinInt32
+	t.lose(WarnOwner)
+	if a.mode&drop != 0 && !isDirOp(t.e) {
+		t.lose(WarnSetID)
+		return a.mode &^ drop
+	}
+	return a.mode
 }
 
 func timeText(ts unix.Timespec, exact bool) string {
@@ -114,8 +110,9 @@ func (r *run) compareExtended(t *target, d *differs, a *attrs, n fsys.Node) erro
 			}
 		}
 	}
+	room := r.j.holds(&st).room(a)
 	for _, x := range a.xattrs {
-		if err := r.compareXattr(t, d, n, x); err != nil {
+		if err := r.compareXattr(t, d, n, x, room); err != nil {
 			return err
 		}
 	}
@@ -151,11 +148,17 @@ func (r *run) compareACL(t *target, d *differs, n fsys.Node, name, what string, 
 	return nil
 }
 
-func (r *run) compareXattr(t *target, d *differs, n fsys.Node, want Xattr) error {
+// compareXattr compares one attribute. Without room for all of the entry it may be
+// one of those that a copy had no room for.
+func (r *run) compareXattr(t *target, d *differs, n fsys.Node, want entry.Xattr, room bool) error {
 	got, err := n.Getxattr(want.Name)
 	same := err == nil && bytes.Equal(got, want.Value)
 	if !same && !r.maySet(want.Name) {
 		t.lose(WarnXattrNotPermitted)
+		return nil
+	}
+	if errno := fsys.Errno(err); !same && !room && (errno == 0 || errno == unix.ENODATA) {
+		t.lose(WarnXattrTooLarge)
 		return nil
 	}
 	switch fsys.Errno(err) {
@@ -199,7 +202,7 @@ func (r *run) compareExcess(t *target, d *differs, a *attrs, n fsys.Node) error 
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if !removableXattr(name) || slices.ContainsFunc(a.xattrs, func(x Xattr) bool { return x.Name == name }) {
+		if !removableXattr(name) || slices.ContainsFunc(a.xattrs, func(x entry.Xattr) bool { return x.Name == name }) {
 			continue
 		}
 		value := "which cannot be read"

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -35,7 +35,7 @@ type extraName struct {
 // verifyDir compares a directory with its source: what finishing gives it, and
 // that it has no names that the source has not. What is excluded from a scan is
 // in the source and so no extra name.
-func (r *run) verifyDir(t *target, c *Counts) error {
+func (r *run) verifyDir(t *target, c *entry.Counts) error {
 	sdir, err := r.src.Get(t.e.Path)
 	if err != nil {
 		err = sourceError("open source directory", t.e.Path, err)
@@ -73,7 +73,7 @@ func (r *run) verifyDir(t *target, c *Counts) error {
 }
 
 // verifyTimes compares a directory with an mtime line: owner, mode and time.
-func (r *run) verifyTimes(t *target, c *Counts) error {
+func (r *run) verifyTimes(t *target, c *entry.Counts) error {
 	dir, err := r.targetDir(t)
 	if err != nil {
 		return err
@@ -109,7 +109,7 @@ func (r *run) verifyTimes(t *target, c *Counts) error {
 
 // targetDir returns the destination directory of t.
 func (r *run) targetDir(t *target) (*fsys.Dir, error) {
-	dir, err := r.dst.Get(t.path)
+	dir, err := r.dstDir(t.path)
 	switch fsys.Errno(err) {
 	case 0:
 		return dir, nil
@@ -144,8 +144,12 @@ func (r *run) compareDirAttrs(t *target, d *differs, sdir, dir *fsys.Dir) error 
 		return &fault.Error{Kind: fault.Invalid, Op: verifyOp, Path: t.e.Path, Err: errors.New("the entry has no metadata")}
 	}
 	var st, have unix.Stat_t
-	if err := fsys.Fstat(sdir.FD, &st); err != nil {
+	protected, err := fsys.FstatFlags(sdir.FD, &st)
+	if err != nil {
 		return sourceError("stat source", t.e.Path, err)
+	}
+	if protected {
+		t.lose(WarnFlags)
 	}
 	if err := fsys.Fstat(dir.FD, &have); err != nil {
 		return opError("stat target", t.path, err)
@@ -180,7 +184,7 @@ func (r *run) listExtra(t *target, sdir, dir *fsys.Dir) (*extra, error) {
 				return err
 			}
 		}
-		if t.path == "" && strings.HasPrefix(name, noncePrefix) {
+		if t.path == "" && entry.IsMark(name) {
 			return nil // the mark of another job, or of one that was killed
 		}
 		var st unix.Stat_t
@@ -219,7 +223,7 @@ func (r *run) openList(fd int) (int, error) {
 }
 
 // failExtra records names that the destination has and the source has not.
-func (r *run) failExtra(t *target, x *extra, c *Counts) {
+func (r *run) failExtra(t *target, x *extra, c *entry.Counts) {
 	c.Extra += x.count
 	if x.count == 0 {
 		return

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 // newDiffering is a batch that compares entries each of which differs in another
@@ -69,12 +71,12 @@ func newDiffering(t *testing.T) *injected {
 		put(t, at("l2"), "xx")
 	})
 	times := g.copyOf("time")
-	times.Op, times.IsDir = OpVerifyTimes, true
+	times.Op, times.IsDir = entry.OpVerifyTimes, true
 	es := append(g.verifying(), times)
 	es = slices.DeleteFunc(es, func(e Entry) bool { return e.Path == "" || e.Path == "l1" || e.Path == "l2" })
 	group := g.group(1, "l1", "l2")
 	for i := range group {
-		group[i].Op = OpVerifyLink
+		group[i].Op = entry.OpVerifyLink
 	}
 	g.spec.ReadOnly = true
 	in := &injected{rig: g, batch: g.batch(5, append(es, group...)...), file: filepath.Join(filepath.Dir(g.src), "batch")}

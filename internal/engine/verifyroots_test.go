@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
@@ -85,9 +86,9 @@ func TestAReadOnlyJobRefusesEverythingElse(t *testing.T) {
 	g.target("f", "old")
 	g.target("gone", "x")
 	var es []Entry
-	for _, op := range []Op{OpCopy, OpMkdir, OpFinish, OpTouch} {
+	for _, op := range []entry.Op{entry.OpCopy, entry.OpMkdir, entry.OpFinish, entry.OpTouch} {
 		e := g.copyOf("f")
-		if op != OpCopy {
+		if op != entry.OpCopy {
 			e = g.copyOf("d")
 		}
 		e.Op = op
@@ -113,5 +114,5 @@ func TestVerifyOnAReadOnlyMount(t *testing.T) {
 	must(t, unix.Mount("", g.dst, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	o := g.verify(g.verifying()...)
 	wantFailures(t, o)
-	g.wantCounts(o, Counts{DirsVerified: 2, FilesVerified: 1, BytesVerified: 1})
+	g.wantCounts(o, entry.Counts{DirsVerified: 2, FilesVerified: 1, BytesVerified: 1})
 }

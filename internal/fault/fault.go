@@ -187,3 +187,10 @@ func ParseKind(s string) Kind {
 	}
 	return Internal
 }
+
+// Passing reports whether waiting may explain an error away: a network, a service
+// or a store that is not there now, a lack of room, memory or descriptors, or a
+// device that could not be read.
+func Passing(err error) bool {
+	return Is(err, Transient) || Is(err, Unavailable) || Is(err, Exhausted) || errors.Is(err, syscall.EIO)
+}

@@ -29,10 +29,18 @@ type Scan struct {
 	Status      Status         `json:"status"`
 	Incremental bool           `json:"incremental"`
 	Job         protocol.JobID `json:"job,omitempty"`
+	Cluster     bool           `json:"cluster,omitempty"` // its job was given to a cluster
+	Options     string         `json:"options,omitempty"` // what was asked for; a run that asks for something else plans anew
+	Mounts      []string       `json:"mounts,omitempty"`  // mount points below the source, relative to it
+	Settles     bool           `json:"settles,omitempty"` // its job mends or fails all that is wrong in the destination, as far as that shows
+	Gaps        []scanner.Span `json:"gaps,omitempty"`    // in which its job was not at work
+	By          Ending         `json:"by,omitzero"`       // by what means its job writes; the rest is known at its end
 	Created     time.Time      `json:"created"`
 	Dirs        uint64         `json:"dirs"`
 	Files       uint64         `json:"files"`
 	Bytes       uint64         `json:"bytes"`
+
+	Settled bool `json:"-"` // see scanner.Result; of a scan of this process
 
 	Dir string `json:"-"` // where the scan's files are
 }
@@ -71,6 +79,8 @@ func (p *Pair) Pending() ([]*Scan, error) {
 
 // Begin makes the directory of a new scan and removes those of scans that were
 // interrupted.
+//
+// The caller fills in what the scan is to remember of the run, before MarkPending.
 func (p *Pair) Begin(now time.Time, incremental bool) (*Scan, error) {
 	all, err := p.Scans()
 	if err != nil {
@@ -96,6 +106,20 @@ func (p *Pair) Begin(now time.Time, incremental bool) (*Scan, error) {
 func (s *Scan) MarkPending(job protocol.JobID, r *scanner.Result) error {
 	s.Status, s.Job = StatusPending, job
 	s.Dirs, s.Files, s.Bytes = r.Dirs, r.Files(), r.Bytes
+	return s.save()
+}
+
+// Unwatched notes that the scan's job was not at work from one time to another.
+func (s *Scan) Unwatched(from, to time.Time) error {
+	at := func(t time.Time) scanner.Time { return scanner.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())} }
+	s.Gaps = append(s.Gaps, scanner.Span{From: at(from), To: at(to)})
+	return s.save()
+}
+
+// ForgetJob notes that the scan's job has ended, and that what it has done is not
+// known exactly. The scan stays pending: the next run looks at all that it has.
+func (s *Scan) ForgetJob() error {
+	s.Job = ""
 	return s.save()
 }
 
@@ -134,7 +158,7 @@ func (p *Pair) Drop(id string) error {
 		switch {
 		case s.ID != id:
 		case s.Status == StatusPending:
-			return fault.Hinted(fault.Unsafe, "run the backup again first, which settles it", "scan %s is pending: its job may have changed the destination", id)
+			return fault.Hinted(fault.Unsafe, "run the backup again first, which settles it, or forget all that is known: fsbackup scans reset", "scan %s is pending: what its job has done is not known", id)
 		default:
 			return s.Discard()
 		}

@@ -12,4 +12,6 @@ const (
 	Fence     Defence = "fence"     // a batch is stored only where its cursor is the last
 	Lease     Defence = "lease"     // a worker looks at its lease before each entry and each call that changes names
 	Reconcile Defence = "reconcile" // shards that got lost in the queue are published again
+	Quiet     Defence = "quiet"     // a job ends only when no attempt at its shards can act any more
+	Answered  Defence = "answered"  // the history takes for done what has a result, not what a job's end suggests
 )

@@ -21,6 +21,8 @@ type Heartbeat struct {
 	Wire     int              `json:"wire"`
 	Worker   string           `json:"worker"`
 	Instance string           `json:"instance"` // unique to the process
+	Process  Process          `json:"process,omitzero"`
+	Replaces string           `json:"replaces,omitempty"` // instance of the same name whose process is known to be dead
 	Pool     string           `json:"pool"`
 	Slots    int              `json:"slots"`
 	Allow    []string         `json:"allow"`
@@ -33,8 +35,42 @@ type Heartbeat struct {
 	Unsent   map[JobID]string `json:"unsent,omitempty"`  // jobs of which results cannot be published, and why
 	Drained  bool             `json:"drained,omitempty"` // it finishes what it has and takes no more
 	Leaving  bool             `json:"leaving,omitempty"`
-	Done     uint64           `json:"done"` // shards answered since its start
-	RSS      int64            `json:"rss"`
+	// Missing is what the worker lacks in NATS to take shards, and why.
+	Missing string `json:"missing,omitempty"`
+	// Ended are attempts that ended without a result, each until a heartbeat that said
+	// so was answered. Their announcements may have been lost, and a worker whose lease
+	// lapsed has made none.
+	Ended []AttemptEvent `json:"ended,omitempty"`
+	// Abilities are what the worker may do with file systems.
+	Abilities *Abilities `json:"abilities,omitempty"`
+	Done      uint64     `json:"done"` // shards answered since its start
+	RSS       int64      `json:"rss"`
+}
+
+// Abilities are what a worker may do with file systems. All workers of a job have the
+// same, or it would depend on them what became of an entry.
+type Abilities struct {
+	EUID   uint32   `json:"euid"`
+	Groups string   `json:"groups,omitempty"` // where permission bits bind it
+	Lacks  []string `json:"lacks,omitempty"`  // those of the engine's abilities that it does not have
+	IDs    string   `json:"ids,omitempty"`    // of its user namespace, where these are not all
+}
+
+// Process says which process of which host somebody is. It has the fields of
+// host.Identity, and is converted to it by those who look processes up.
+type Process struct {
+	Host      string `json:"host,omitempty"`
+	Boot      string `json:"boot,omitempty"`
+	Namespace string `json:"pid_ns,omitempty"`
+	PID       int    `json:"pid,omitempty"`
+	Start     uint64 `json:"start_time,omitempty"`
+}
+
+// Holder is who has a name that another asks for.
+type Holder struct {
+	Instance string    `json:"instance"`
+	Process  Process   `json:"process"`
+	Seen     time.Time `json:"seen"` // its last sign of life; one that moves on is alive
 }
 
 // HungOp is a file operation that has shown no sign of progress for long.
@@ -62,6 +98,7 @@ type HeartbeatReply struct {
 	Timing    Timing  `json:"timing"`
 	Cancelled []JobID `json:"cancelled,omitempty"` // stop these, run nothing more of them
 	Refused   string  `json:"refused,omitempty"`   // why this worker cannot join
+	Holder    *Holder `json:"holder,omitempty"`    // who has its name; set if that is why
 	Drain     bool    `json:"drain,omitempty"`     // finish what you have, then leave
 	Peers     int     `json:"peers,omitempty"`     // other workers that take shards of this one's pool
 }
@@ -69,10 +106,12 @@ type HeartbeatReply struct {
 // AttemptEvent announces the start or end of an attempt.
 type AttemptEvent struct {
 	Running
-	Worker string `json:"worker"`
-	End    bool   `json:"end"`
-	Reason string `json:"reason,omitempty"` // why it ended without a result
-	Kind   string `json:"kind,omitempty"`
+	Worker   string `json:"worker"`
+	Instance string `json:"instance,omitempty"` // of the worker
+	End      bool   `json:"end"`
+	Reason   string `json:"reason,omitempty"` // why it ended without a result
+	Kind     string `json:"kind,omitempty"`
+	Executed bool   `json:"executed,omitempty"` // it had begun with the shard's entries
 }
 
 // RootsClaim is a worker's question before its first shard of a job: what must
@@ -85,18 +124,56 @@ type RootsClaim struct {
 	DestInode   uint64 `json:"dest_inode"`
 	DestFS      string `json:"dest_fs"`
 	Ready       bool   `json:"ready"`
+	// Mounts are the mount points beneath both roots.
+	Mounts *RootMounts `json:"mounts,omitempty"`
+	// Abilities are the worker's, and Creates is to whom belongs what it makes in the
+	// destination, as uid:gid; with Ready, else "".
+	Abilities *Abilities `json:"abilities,omitempty"`
+	Creates   string     `json:"creates,omitempty"`
+	// Removed are those of RootsReply.Stale that were there, and are no more; with Ready.
+	Removed []string `json:"removed,omitempty"`
+}
+
+// RootMounts are the mount points beneath the roots of a job, as one worker sees them.
+type RootMounts struct {
+	Source      MountList `json:"source"`
+	Destination MountList `json:"destination"`
+}
+
+// MountList says what is mounted beneath a root. There may be very many: beyond a
+// bound they are not named, and only their sum tells whether two lists differ.
+type MountList struct {
+	Count int          `json:"count"`
+	Sum   string       `json:"sum"`             // of all of them: hex SHA-256
+	List  []MountPoint `json:"list,omitempty"`  // the first ones, sorted by path
+	Autos []string     `json:"autos,omitempty"` // automounters' layers: what is mounted on them is not counted
+}
+
+// MountPoint is what is mounted at one place.
+type MountPoint struct {
+	Path  string `json:"path"`            // relative to the root
+	FS    string `json:"fs"`              // type of file system, as the kernel names it
+	Inode uint64 `json:"inode,omitempty"` // of its root; 0 = not known
 }
 
 // RootsReply is the answer.
 type RootsReply struct {
-	Nonce       string `json:"nonce"`
-	Write       bool   `json:"write"` // you are the first: write it, then claim with Ready
-	Wait        bool   `json:"wait"`  // another worker is writing it: ask again
-	SourceInode uint64 `json:"source_inode"`
-	SourceFS    string `json:"source_fs"`
+	Nonce string `json:"nonce"`
+	Write bool   `json:"write"` // you are the first: write it, then claim with Ready
+	Wait  bool   `json:"wait"`  // another worker is writing it: ask again
+	// Stale are nonces of jobs that have ended and whose marks nobody took out of this
+	// destination: remove them before you write yours.
+	Stale       []string `json:"stale,omitempty"`
+	SourceInode uint64   `json:"source_inode"`
+	SourceFS    string   `json:"source_fs"`
 	// ReadOnly jobs leave no nonce: the destination root must be this one.
 	ReadOnly  bool   `json:"read_only,omitempty"`
 	DestInode uint64 `json:"dest_inode,omitempty"`
 	DestFS    string `json:"dest_fs,omitempty"`
-	Error     string `json:"error,omitempty"`
+	// Mounts are the job's: what its first worker had mounted beneath the roots.
+	Mounts *RootMounts `json:"mounts,omitempty"`
+	// Abilities and Creates are those of the job's first worker.
+	Abilities *Abilities `json:"abilities,omitempty"`
+	Creates   string     `json:"creates,omitempty"`
+	Error     string     `json:"error,omitempty"`
 }

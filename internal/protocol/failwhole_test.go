@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
@@ -22,6 +23,11 @@ func TestAFailedShardFailsEachEntryOnce(t *testing.T) {
 	wantRes := &protocol.ResultMsg{Job: "j", Phase: 3, N: 4, Abandoned: true, Entries: 3, Failures: 3, Counts: &protocol.CountsMsg{DirsFailed: 2, FilesFailed: 1}}
 	if !proto.Equal(wantRes, res) {
 		t.Errorf("result %v", res)
+	}
+	// Whoever is to be linked to a leader in it must not be.
+	s.Entries = append(s.Entries, &protocol.EntryMsg{Op: uint32(entry.OpLink), Name: []byte("l"), Group: 1, Line: 5})
+	if res, _ := protocol.FailWhole(s, "why"); entry.Leader(res.GetLeader()) != entry.LeaderFailed {
+		t.Errorf("the leader is %v", entry.Leader(res.GetLeader()))
 	}
 	want := func(line uint64, path string, dir bool) *protocol.FailureMsg {
 		return &protocol.FailureMsg{File: 5, Line: line, Path: []byte(path), Op: "execute shard", Kind: uint32(fault.Internal), Reason: "why", IsDir: dir}

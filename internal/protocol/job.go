@@ -29,11 +29,22 @@ type JobSpec struct {
 	CheckContents   bool   `json:"check_contents,omitempty"` // metadata-only entries: compare contents
 	DeleteBefore    bool   `json:"delete_before,omitempty"`
 	DeleteUnchecked bool   `json:"delete_unchecked,omitempty"`
-	Sync            string `json:"sync,omitempty"`        // batch (default), none, file
-	Verify          string `json:"verify,omitempty"`      // checksum: what is copied is read back and compared
-	VerifyOnly      bool   `json:"verify_only,omitempty"` // compare source and destination, change neither
-	AllowOverlap    bool   `json:"allow_overlap,omitempty"`
-	KeepDirs        bool   `json:"keep_dirs,omitempty"` // no finish phase: directories keep default modes
+	// SpareDirs fails the entry in whose way a directory stands that is not empty;
+	// without, that directory is removed with all in it.
+	SpareDirs bool `json:"spare_dirs,omitempty"`
+	// DeleteEmpty has delete lines of directories delete empty ones only, after all
+	// other delete lines; without, they delete the directory with all in it.
+	DeleteEmpty     bool   `json:"delete_empty,omitempty"`
+	Changing        string `json:"changing,omitempty"` // files that change each time they are read: fail (default), take
+	FollowRootLinks bool   `json:"follow_root_links,omitempty"`
+	// ExpectTargets has it warned about where the destination does not have what the
+	// control files take it to have: nobody has looked.
+	ExpectTargets bool   `json:"expect_targets,omitempty"`
+	Sync          string `json:"sync,omitempty"`        // batch (default), none, file
+	Verify        string `json:"verify,omitempty"`      // checksum: what is copied is read back and compared
+	VerifyOnly    bool   `json:"verify_only,omitempty"` // compare source and destination, change neither
+	AllowOverlap  bool   `json:"allow_overlap,omitempty"`
+	KeepDirs      bool   `json:"keep_dirs,omitempty"` // no finish phase: directories keep default modes
 
 	MaxFailures int64 `json:"max_failures,omitempty"` // failures tolerated by status completed; -1 = any
 	FailFast    bool  `json:"fail_fast,omitempty"`    // stop at the first failure that is not tolerated
@@ -47,6 +58,12 @@ type JobSpec struct {
 	// Trace is the W3C trace context of the submitter.
 	Trace map[string]string `json:"trace,omitempty"`
 }
+
+// Values of JobSpec.Changing; ChangingFail is the same as nothing.
+const (
+	ChangingFail = "fail"
+	ChangingTake = "take"
+)
 
 // Values of JobSpec.Verify; none is the same as nothing.
 const (
@@ -105,6 +122,12 @@ func (s *JobSpec) Normalize() error {
 	choose("replace", &s.Replace, "always", "if-older", "never")
 	choose("vanished", &s.Vanished, "fail", "skip")
 	choose("sync", &s.Sync, "batch", "none", "file")
+	if s.Changing == ChangingFail {
+		s.Changing = ""
+	}
+	if s.Changing != "" && s.Changing != ChangingTake {
+		bad("changing must be one of " + ChangingFail + ", " + ChangingTake)
+	}
 	if s.Verify == VerifyNone {
 		s.Verify = ""
 	}
@@ -156,11 +179,15 @@ const (
 	StateQueued     State = "queued"     // waits for a job whose destination overlaps
 	StateRunning    State = "running"    // admits, publishes, folds
 	StatePaused     State = "paused"     // publishes nothing
-	StateCancelling State = "cancelling" // waits for attempts to end
+	StateCancelling State = "cancelling" // what an ending job shows that was cancelled
+	StateEnding     State = "ending"     // begins nothing more, and waits until nothing of it can act
 	StateCompleted  State = "completed"
 	StateFailed     State = "failed"
 	StateCancelled  State = "cancelled"
 )
+
+// Over reports whether nothing more of the job is begun: it is ending or final.
+func (s State) Over() bool { return s == StateEnding || s.Final() }
 
 // Final reports whether nothing follows.
 func (s State) Final() bool {
@@ -180,19 +207,26 @@ func (s State) Status() int {
 
 // JobRecord is a job's durable record in BucketJobs, written by the leader only.
 type JobRecord struct {
-	ID         JobID     `json:"id"`
-	Spec       JobSpec   `json:"spec"`
-	State      State     `json:"state"`
-	Reason     string    `json:"reason,omitempty"`      // why it failed or was cancelled, for people
-	Paused     bool      `json:"paused,omitempty"`      // publishes nothing
-	FailedFast bool      `json:"failed_fast,omitempty"` // cancelling ends as failed
-	Sealed     bool      `json:"sealed"`                // no more control files will come
-	Files      uint32    `json:"files"`                 // control files appended so far
-	Metas      []FileRef `json:"metas,omitempty"`       // uploaded meta files; empty: they are in Spec.Meta
-	Created    time.Time `json:"created"`
-	Started    time.Time `json:"started,omitzero"`
-	Ended      time.Time `json:"ended,omitzero"`
-	Epoch      uint64    `json:"epoch"` // leaders that took the job over
+	ID     JobID   `json:"id"`
+	Spec   JobSpec `json:"spec"`
+	State  State   `json:"state"`
+	Reason string  `json:"reason,omitempty"` // why it failed or was cancelled, for people
+	Paused bool    `json:"paused,omitempty"` // publishes nothing
+	Ending *Ending `json:"ending,omitempty"` // set with StateEnding, and kept
+	// Answered is set when the job ends: every entry of every control file that
+	// was admitted has an accepted result. Where it is not, the records of the
+	// control files say which have.
+	Answered bool      `json:"answered,omitempty"`
+	Sealed   bool      `json:"sealed"`          // no more control files will come
+	Files    uint32    `json:"files"`           // control files appended so far
+	Metas    []FileRef `json:"metas,omitempty"` // uploaded meta files; empty: they are in Spec.Meta
+	Created  time.Time `json:"created"`
+	Started  time.Time `json:"started,omitzero"`
+	Ended    time.Time `json:"ended,omitzero"`
+	Epoch    uint64    `json:"epoch"` // leaders that took the job over
+	// Order is the revision at which the record was created: jobs whose
+	// destinations overlap run in this order. It is written with the first change.
+	Order uint64 `json:"order,omitempty"`
 	// ResultsAfter is a sequence of the result stream before all results of the job.
 	ResultsAfter uint64 `json:"results_after,omitempty"`
 
@@ -200,16 +234,33 @@ type JobRecord struct {
 	// nonce, and the destination root's identity instead.
 	Nonce       string `json:"nonce,omitempty"`
 	NonceReady  bool   `json:"nonce_ready,omitempty"`
+	MarkLeft    bool   `json:"mark_left,omitempty"` // the job has ended, and no worker took its mark away
 	SourceInode uint64 `json:"source_inode,omitempty"`
 	SourceFS    string `json:"source_fs,omitempty"`
 	DestInode   uint64 `json:"dest_inode,omitempty"`
 	DestFS      string `json:"dest_fs,omitempty"`
+	// Mounts beneath the roots; nil with jobs of coordinators that did not ask.
+	Mounts *RootMounts `json:"mounts,omitempty"`
+	// Abilities of the first worker, and to whom belongs what it makes in the
+	// destination; nil and "" likewise.
+	Abilities *Abilities `json:"abilities,omitempty"`
+	Creates   string     `json:"creates,omitempty"`
 
 	Phases map[Phase]PhaseRecord `json:"phases,omitempty"`
 
 	// Final figures, set with a final state.
 	Stats    *Stats    `json:"stats,omitempty"`
 	Warnings []Warning `json:"warnings,omitempty"`
+}
+
+// Ending is why a job ends. It is written once, by whatever ends the job first.
+type Ending struct {
+	// State is the final state; completed becomes failed where more failed than
+	// is tolerated.
+	State  State     `json:"state"`
+	Reason string    `json:"reason,omitempty"` // for people
+	Kind   string    `json:"kind,omitempty"`   // the fault.Kind of the error that ends it
+	Since  time.Time `json:"since"`
 }
 
 // PhaseRecord is what is durable of a finished phase.
@@ -250,8 +301,28 @@ type FileRecord struct {
 	State   string     `json:"state"`            // pending, admitted, refused
 	Refused string     `json:"refused,omitempty"`
 	Counts  FileCounts `json:"counts"`
+	// Pins hold the file to what was admitted: those of controlfile, encoded.
+	Pins []byte `json:"pins,omitempty"`
 	// FirstN is the number of its first shard, by phase.
 	FirstN map[Phase]uint64 `json:"first_n,omitempty"`
+	// Outcome is set when its job ends: whether every one of its entries has an
+	// accepted result. Nil with a final job: not one has.
+	Outcome *FileOutcome `json:"outcome,omitempty"`
+}
+
+// FileOutcome says which entries of a control file have an accepted result.
+type FileOutcome struct {
+	Complete bool `json:"complete"` // all of them
+	// Missing are the lines whose entries have none, where it is not complete.
+	Missing []LineRange `json:"missing,omitempty"`
+}
+
+// LineRange is a range of lines of a control file, counted from 1, for one phase
+// that goes over the file.
+type LineRange struct {
+	Phase Phase  `json:"phase"`
+	From  uint64 `json:"from"`
+	To    uint64 `json:"to"` // the first line behind it; 0 = all that follow
 }
 
 // States of control files.
@@ -305,8 +376,20 @@ type Stats struct {
 	DirMetaFailed    uint64 `json:"dir_meta_failed"`    // copied directories that did not get their owner, mode or times
 	ChangedWhileRead uint64 `json:"changed_while_read"` // files read again because they changed
 	ChangedSinceScan uint64 `json:"changed_since_scan"` // files copied as they are, not as they were scanned
-	ShardsRepeated   uint64 `json:"shards_repeated"`    // shards executed more than once
+	ShardsRepeated   uint64 `json:"shards_repeated"`    // executions of shards besides the one that counts
 	FilesRefused     uint64 `json:"control_files_refused"`
+
+	// For every way a job can end: to back up = copied + failed + skipped_to_backup
+	// + not_attempted over directories and files (of a verify job verified instead
+	// of copied), and to delete = deleted + failed + skipped_deletes +
+	// deletes_not_attempted. A directory that was copied and whose owner, mode and
+	// times were not come to counts in dir_meta_not_attempted besides.
+	SkippedToBackup     uint64 `json:"skipped_to_backup"` // of Skipped
+	SkippedDeletes      uint64 `json:"skipped_deletes"`   // of Skipped
+	NotAttempted        uint64 `json:"not_attempted"`
+	DeletesNotAttempted uint64 `json:"deletes_not_attempted"`
+	DirMetaNotAttempted uint64 `json:"dir_meta_not_attempted"`
+	FilesNotAdmitted    uint64 `json:"control_files_not_admitted"` // control files that were not looked at
 
 	// Of verify jobs, and of what was read back while copying.
 	DirsVerified  uint64 `json:"dirs_verified"`  // compared, and what their source is
@@ -316,6 +399,10 @@ type Stats struct {
 	FilesDiffer   uint64 `json:"files_differ"`   // of FilesFailed
 	Extra         uint64 `json:"extra"`          // names in the destination that the source does not have
 
+	LinksCopied   uint64 `json:"links_copied"`   // of Links: copied, since the destination would not link
+	DirsKept      uint64 `json:"dirs_kept"`      // of Skipped: directories to be deleted that are not empty
+	ChangingTaken uint64 `json:"changing_taken"` // of FilesCopied: they changed each time they were read
+
 	HoleBytes    uint64 `json:"hole_bytes"`    // measured, not exact
 	ReflinkBytes uint64 `json:"reflink_bytes"` // measured, not exact
 }
@@ -324,6 +411,11 @@ type Stats struct {
 // and of names that should not be there.
 func (s *Stats) Failures() uint64 {
 	return s.DirsFailed + s.FilesFailed + s.DeletesFailed + s.DirMetaFailed + s.FilesRefused + s.Extra
+}
+
+// Unattempted is the number of entries that have no outcome.
+func (s *Stats) Unattempted() uint64 {
+	return s.NotAttempted + s.DeletesNotAttempted + s.DirMetaNotAttempted + s.FilesNotAdmitted
 }
 
 // Warning counts one kind of loss that does not fail an entry.

@@ -185,7 +185,7 @@ func FuzzJobSpec(f *testing.F) {
 func TestEveryStateHasItsStatus(t *testing.T) {
 	t.Parallel()
 	for s, want := range map[protocol.State]int{
-		protocol.StateQueued: 2, protocol.StateRunning: 2, protocol.StatePaused: 2, protocol.StateCancelling: 2,
+		protocol.StateQueued: 2, protocol.StateRunning: 2, protocol.StatePaused: 2, protocol.StateCancelling: 2, protocol.StateEnding: 2,
 		protocol.StateCompleted: 1, protocol.StateFailed: 3, protocol.StateCancelled: 3,
 	} {
 		if s.Status() != want || s.Final() != (want != 2) {

@@ -72,7 +72,11 @@ const (
 	HeaderObject = "Fsb-Object" // the payload is this object of BucketObjects
 	HeaderPrior  = "Fsb-Prior"  // earlier messages of the shard: sequence.deliveries,...
 	HeaderEvery  = "Fsb-Every"  // one shard in so many gets a span
+	HeaderLeader = "Fsb-Leader" // entry.Leader of the shard that it needs, which is LeaderDone where there is none
 )
+
+// HeaderRoom is what a message's headers take of the payload limit, in bytes.
+const HeaderRoom = 4 << 10
 
 // PoolConsumer is the durable consumer of a pool's shards.
 func PoolConsumer(class, pool string) string { return "fsb-" + class + "-" + pool }

@@ -165,13 +165,16 @@ func TestPhasesAreReadableInJSON(t *testing.T) {
 	}
 }
 
-func TestDeleteBeforeSwapsCopyAndDeleteOnly(t *testing.T) {
+func TestDeleteBeforeMovesTheCopyBehindTheDeletesOnly(t *testing.T) {
 	t.Parallel()
 	a, b := protocol.Order(false), protocol.Order(true)
-	if a[0] != protocol.PhaseCopy || a[1] != protocol.PhaseDelete {
+	if a[0] != protocol.PhaseCopy || a[1] != protocol.PhaseDelete || a[2] != protocol.PhaseRmdir || a[len(a)-1] != protocol.PhaseCleanup {
 		t.Errorf("order %v", a)
 	}
-	b[0], b[1] = b[1], b[0]
+	if len(a) != len(protocol.Phases()) {
+		t.Errorf("order %v of the phases %v", a, protocol.Phases())
+	}
+	b = append([]protocol.Phase{b[2], b[0], b[1]}, b[3:]...)
 	if !slices.Equal(a, b) {
 		t.Errorf("orders %v and %v", a, b)
 	}
@@ -189,7 +192,7 @@ func TestWhichControlFilesAPhaseReads(t *testing.T) {
 	kinds := []protocol.Phase{protocol.PhaseCopy, protocol.PhaseDelete, protocol.PhaseHardlink, protocol.PhaseDir}
 	for p, want := range map[protocol.Phase][]protocol.Phase{
 		protocol.PhaseCopy: kinds[:1], protocol.PhaseDelete: kinds[1:2], protocol.PhaseHardlink: kinds[2:3], protocol.PhaseDir: kinds[3:],
-		protocol.PhaseFinish: kinds[:1], protocol.PhaseVerify: {protocol.PhaseCopy, protocol.PhaseHardlink, protocol.PhaseDir},
+		protocol.PhaseFinish: kinds[:1], protocol.PhaseRmdir: kinds[1:2], protocol.PhaseVerify: {protocol.PhaseCopy, protocol.PhaseHardlink, protocol.PhaseDir},
 	} {
 		var got []protocol.Phase
 		for _, kind := range kinds {

@@ -155,8 +155,13 @@ type OptionsMsg struct {
 	Threads         uint32                 `protobuf:"varint,10,opt,name=threads,proto3" json:"threads,omitempty"`
 	Memory          int64                  `protobuf:"varint,11,opt,name=memory,proto3" json:"memory,omitempty"`
 	CheckContents   bool                   `protobuf:"varint,12,opt,name=check_contents,json=checkContents,proto3" json:"check_contents,omitempty"`
-	Verify          uint32                 `protobuf:"varint,13,opt,name=verify,proto3" json:"verify,omitempty"`                     // 1: what is copied is read back and compared
-	ReadOnly        bool                   `protobuf:"varint,14,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // a job that compares and changes nothing
+	Verify          uint32                 `protobuf:"varint,13,opt,name=verify,proto3" json:"verify,omitempty"`                                            // 1: what is copied is read back and compared
+	ReadOnly        bool                   `protobuf:"varint,14,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`                        // a job that compares and changes nothing
+	SpareDirs       bool                   `protobuf:"varint,15,opt,name=spare_dirs,json=spareDirs,proto3" json:"spare_dirs,omitempty"`                     // a directory that is not empty is not replaced by something else
+	DeleteEmpty     bool                   `protobuf:"varint,16,opt,name=delete_empty,json=deleteEmpty,proto3" json:"delete_empty,omitempty"`               // delete lines of directories delete empty ones only
+	TakeChanging    bool                   `protobuf:"varint,17,opt,name=take_changing,json=takeChanging,proto3" json:"take_changing,omitempty"`            // a file that changes each time it is read is taken as it was last read
+	ExpectTargets   bool                   `protobuf:"varint,19,opt,name=expect_targets,json=expectTargets,proto3" json:"expect_targets,omitempty"`         // what lines say of the destination is to be true, or is warned about
+	FollowRootLinks bool                   `protobuf:"varint,18,opt,name=follow_root_links,json=followRootLinks,proto3" json:"follow_root_links,omitempty"` // links of anybody on the way to the roots are followed
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -285,6 +290,41 @@ func (x *OptionsMsg) GetVerify() uint32 {
 func (x *OptionsMsg) GetReadOnly() bool {
 	if x != nil {
 		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *OptionsMsg) GetSpareDirs() bool {
+	if x != nil {
+		return x.SpareDirs
+	}
+	return false
+}
+
+func (x *OptionsMsg) GetDeleteEmpty() bool {
+	if x != nil {
+		return x.DeleteEmpty
+	}
+	return false
+}
+
+func (x *OptionsMsg) GetTakeChanging() bool {
+	if x != nil {
+		return x.TakeChanging
+	}
+	return false
+}
+
+func (x *OptionsMsg) GetExpectTargets() bool {
+	if x != nil {
+		return x.ExpectTargets
+	}
+	return false
+}
+
+func (x *OptionsMsg) GetFollowRootLinks() bool {
+	if x != nil {
+		return x.FollowRootLinks
 	}
 	return false
 }
@@ -666,9 +706,12 @@ type CountsMsg struct {
 	DirsVerified     uint64                 `protobuf:"varint,16,opt,name=dirs_verified,json=dirsVerified,proto3" json:"dirs_verified,omitempty"`
 	FilesVerified    uint64                 `protobuf:"varint,17,opt,name=files_verified,json=filesVerified,proto3" json:"files_verified,omitempty"`
 	BytesVerified    uint64                 `protobuf:"varint,18,opt,name=bytes_verified,json=bytesVerified,proto3" json:"bytes_verified,omitempty"`
-	DirsDiffer       uint64                 `protobuf:"varint,19,opt,name=dirs_differ,json=dirsDiffer,proto3" json:"dirs_differ,omitempty"`    // of dirs_failed
-	FilesDiffer      uint64                 `protobuf:"varint,20,opt,name=files_differ,json=filesDiffer,proto3" json:"files_differ,omitempty"` // of files_failed
-	Extra            uint64                 `protobuf:"varint,21,opt,name=extra,proto3" json:"extra,omitempty"`                                // names that only the destination has
+	DirsDiffer       uint64                 `protobuf:"varint,19,opt,name=dirs_differ,json=dirsDiffer,proto3" json:"dirs_differ,omitempty"`          // of dirs_failed
+	FilesDiffer      uint64                 `protobuf:"varint,20,opt,name=files_differ,json=filesDiffer,proto3" json:"files_differ,omitempty"`       // of files_failed
+	Extra            uint64                 `protobuf:"varint,21,opt,name=extra,proto3" json:"extra,omitempty"`                                      // names that only the destination has
+	LinksCopied      uint64                 `protobuf:"varint,22,opt,name=links_copied,json=linksCopied,proto3" json:"links_copied,omitempty"`       // of links: copied, since the file system would not link
+	DirsKept         uint64                 `protobuf:"varint,23,opt,name=dirs_kept,json=dirsKept,proto3" json:"dirs_kept,omitempty"`                // of skipped: delete lines of directories that are not empty
+	ChangingTaken    uint64                 `protobuf:"varint,24,opt,name=changing_taken,json=changingTaken,proto3" json:"changing_taken,omitempty"` // of files_copied: they changed each time they were read
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -850,6 +893,27 @@ func (x *CountsMsg) GetExtra() uint64 {
 	return 0
 }
 
+func (x *CountsMsg) GetLinksCopied() uint64 {
+	if x != nil {
+		return x.LinksCopied
+	}
+	return 0
+}
+
+func (x *CountsMsg) GetDirsKept() uint64 {
+	if x != nil {
+		return x.DirsKept
+	}
+	return 0
+}
+
+func (x *CountsMsg) GetChangingTaken() uint64 {
+	if x != nil {
+		return x.ChangingTaken
+	}
+	return 0
+}
+
 type WarningMsg struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -927,6 +991,7 @@ type ResultMsg struct {
 	Abandoned     bool                   `protobuf:"varint,11,opt,name=abandoned,proto3" json:"abandoned,omitempty"` // the coordinator gave the shard up
 	Entries       uint64                 `protobuf:"varint,12,opt,name=entries,proto3" json:"entries,omitempty"`
 	FailedEntries []byte                 `protobuf:"bytes,13,opt,name=failed_entries,json=failedEntries,proto3" json:"failed_entries,omitempty"` // bitmap by entry index, where detail is beyond the job's cap
+	Leader        uint32                 `protobuf:"varint,14,opt,name=leader,proto3" json:"leader,omitempty"`                                   // entry.Leader: what became of the leader of its last hard-link group
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1050,6 +1115,13 @@ func (x *ResultMsg) GetFailedEntries() []byte {
 		return x.FailedEntries
 	}
 	return nil
+}
+
+func (x *ResultMsg) GetLeader() uint32 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
 }
 
 type FailureMsg struct {
@@ -1403,7 +1475,7 @@ const file_shard_proto_rawDesc = "" +
 	"\bneeds_to\x18\t \x01(\x04R\aneedsTo\x12\x1d\n" +
 	"\n" +
 	"data_bytes\x18\n" +
-	" \x01(\x04R\tdataBytes\"\x9f\x03\n" +
+	" \x01(\x04R\tdataBytes\"\xd9\x04\n" +
 	"\n" +
 	"OptionsMsg\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12 \n" +
@@ -1421,7 +1493,13 @@ const file_shard_proto_rawDesc = "" +
 	"\x06memory\x18\v \x01(\x03R\x06memory\x12%\n" +
 	"\x0echeck_contents\x18\f \x01(\bR\rcheckContents\x12\x16\n" +
 	"\x06verify\x18\r \x01(\rR\x06verify\x12\x1b\n" +
-	"\tread_only\x18\x0e \x01(\bR\breadOnly\"\x8c\x02\n" +
+	"\tread_only\x18\x0e \x01(\bR\breadOnly\x12\x1d\n" +
+	"\n" +
+	"spare_dirs\x18\x0f \x01(\bR\tspareDirs\x12!\n" +
+	"\fdelete_empty\x18\x10 \x01(\bR\vdeleteEmpty\x12#\n" +
+	"\rtake_changing\x18\x11 \x01(\bR\ftakeChanging\x12%\n" +
+	"\x0eexpect_targets\x18\x13 \x01(\bR\rexpectTargets\x12*\n" +
+	"\x11follow_root_links\x18\x12 \x01(\bR\x0ffollowRootLinks\"\x8c\x02\n" +
 	"\bEntryMsg\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\rR\x02op\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\rR\x03dir\x12\x12\n" +
@@ -1461,7 +1539,7 @@ const file_shard_proto_rawDesc = "" +
 	"\x06sparse\x18\x12 \x03(\x04R\x06sparse\"4\n" +
 	"\bXattrMsg\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\xd8\x05\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xbf\x06\n" +
 	"\tCountsMsg\x12\x1f\n" +
 	"\vdirs_copied\x18\x01 \x01(\x04R\n" +
 	"dirsCopied\x12!\n" +
@@ -1488,12 +1566,15 @@ const file_shard_proto_rawDesc = "" +
 	"\vdirs_differ\x18\x13 \x01(\x04R\n" +
 	"dirsDiffer\x12!\n" +
 	"\ffiles_differ\x18\x14 \x01(\x04R\vfilesDiffer\x12\x14\n" +
-	"\x05extra\x18\x15 \x01(\x04R\x05extra\"P\n" +
+	"\x05extra\x18\x15 \x01(\x04R\x05extra\x12!\n" +
+	"\flinks_copied\x18\x16 \x01(\x04R\vlinksCopied\x12\x1b\n" +
+	"\tdirs_kept\x18\x17 \x01(\x04R\bdirsKept\x12%\n" +
+	"\x0echanging_taken\x18\x18 \x01(\x04R\rchangingTaken\"P\n" +
 	"\n" +
 	"WarningMsg\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x18\n" +
-	"\aexample\x18\x03 \x01(\fR\aexample\"\x87\x03\n" +
+	"\aexample\x18\x03 \x01(\fR\aexample\"\x9f\x03\n" +
 	"\tResultMsg\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
 	"\x05phase\x18\x02 \x01(\rR\x05phase\x12\f\n" +
@@ -1508,7 +1589,8 @@ const file_shard_proto_rawDesc = "" +
 	" \x01(\x03R\x05nanos\x12\x1c\n" +
 	"\tabandoned\x18\v \x01(\bR\tabandoned\x12\x18\n" +
 	"\aentries\x18\f \x01(\x04R\aentries\x12%\n" +
-	"\x0efailed_entries\x18\r \x01(\fR\rfailedEntries\"\xb1\x01\n" +
+	"\x0efailed_entries\x18\r \x01(\fR\rfailedEntries\x12\x16\n" +
+	"\x06leader\x18\x0e \x01(\rR\x06leader\"\xb1\x01\n" +
 	"\n" +
 	"FailureMsg\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\rR\x04file\x12\x12\n" +

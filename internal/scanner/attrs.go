@@ -3,10 +3,14 @@ package scanner
 import (
 	"bytes"
 	"errors"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 const (
@@ -24,6 +28,42 @@ const (
 // to a descriptor, so the path leads through /proc.
 type attrReader struct {
 	names, value []byte
+	dir          int    // the descriptor of readAt ...
+	name         []byte // ... and the name below it, with a NUL
+}
+
+// noListxattrat is set once the kernel is known to lack the call.
+var noListxattrat atomic.Bool
+
+// readAt is read for a name in the directory behind fd, which may be an O_PATH
+// descriptor.
+func (a *attrReader) readAt(fd int, name string, rec *Record) {
+	a.dir, a.name = fd, append(append(a.name[:0], name...), 0)
+	a.read("", rec)
+}
+
+// path returns what leads to the entry for calls that take a path only.
+func (a *attrReader) path(path string) string {
+	if path == "" {
+		return procPath(a.dir) + string(a.name[:len(a.name)-1])
+	}
+	return path
+}
+
+// listAt is listxattrat(2), which kernels have since 6.13. It spares the way through
+// /proc, which costs more than the call.
+func (a *attrReader) listAt() (int, error) {
+	for {
+		n, _, errno := syscall.Syscall6(unix.SYS_LISTXATTRAT, uintptr(a.dir), uintptr(unsafe.Pointer(&a.name[0])), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(&a.names[0])), uintptr(len(a.names)), 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno //nolint:wrapcheck // only its errno is looked at
+		}
+	}
 }
 
 // read sets ACLs and extended attributes of rec; one that cannot be read marks
@@ -60,7 +100,7 @@ func (a *attrReader) read(path string, rec *Record) {
 		case aclDefault:
 			rec.DefaultACL, err = controlfile.ACLFromXattr(value)
 		default:
-			rec.Xattrs = append(rec.Xattrs, controlfile.Xattr{Name: name, Value: bytes.Clone(value)})
+			rec.Xattrs = append(rec.Xattrs, entry.Xattr{Name: name, Value: bytes.Clone(value)})
 		}
 		if err != nil {
 			rec.Flags |= FlagAttrsPartial
@@ -70,7 +110,15 @@ func (a *attrReader) read(path string, rec *Record) {
 
 func (a *attrReader) list(path string) ([]byte, error) {
 	for {
-		n, err := unix.Llistxattr(path, a.names)
+		n, err := 0, error(unix.ENOSYS)
+		if path == "" && !noListxattrat.Load() {
+			if n, err = a.listAt(); errors.Is(err, unix.ENOSYS) {
+				noListxattrat.Store(true)
+			}
+		}
+		if errors.Is(err, unix.ENOSYS) {
+			n, err = unix.Llistxattr(a.path(path), a.names)
+		}
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.ERANGE) && len(a.names) < 1<<20:
@@ -85,7 +133,7 @@ func (a *attrReader) list(path string) ([]byte, error) {
 
 func (a *attrReader) get(path, name string) ([]byte, error) {
 	for {
-		n, err := unix.Lgetxattr(path, name, a.value)
+		n, err := unix.Lgetxattr(a.path(path), name, a.value)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.ERANGE) && len(a.value) < 4<<20:
@@ -100,13 +148,13 @@ func (a *attrReader) get(path, name string) ([]byte, error) {
 
 // extents returns where a file has data; nil if that is not known or everywhere.
 // The file is opened without waiting and without a change of its access time.
-func extents(dirfd int, name string, size uint64) []controlfile.Extent {
+func extents(dirfd int, name string, size uint64) []entry.Extent {
 	fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil
 	}
 	defer unix.Close(fd)
-	var list []controlfile.Extent
+	var list []entry.Extent
 	for off := int64(0); uint64(off) < size; {
 		data, err := unix.Seek(fd, off, unix.SEEK_DATA)
 		if err != nil {
@@ -119,7 +167,7 @@ func extents(dirfd int, name string, size uint64) []controlfile.Extent {
 		if err != nil || hole <= data || len(list) == maxExtents {
 			return nil
 		}
-		list = append(list, controlfile.Extent{Offset: uint64(data), Length: uint64(hole - data)})
+		list = append(list, entry.Extent{Offset: uint64(data), Length: uint64(hole - data)})
 		off = hole
 	}
 	return list

@@ -126,25 +126,29 @@ func TestModesSayWhatChanged(t *testing.T) {
 	}
 }
 
-func TestARenamedDirectoryIsDeletedOnceAndCopiedWhole(t *testing.T) {
+func TestARenamedDirectoryIsDeletedByNameAndCopiedWhole(t *testing.T) {
 	t.Parallel()
 	s := started(t, "a/b/c", "a/b/d/e", "k")
 	s.must(os.Rename(s.path("a"), s.path("z")))
-	res := s.emits("copy mm /", "copy nn z/", "copy nn z/b/", "copy nn z/b/c", "copy nn z/b/d/", "copy nn z/b/d/e", "delete  a/")
-	if res.DeletedDirs != 1 || res.GoneEntries != 5 || res.PreviousEntries != 7 {
+	res := s.emits("copy mm /", "copy nn z/", "copy nn z/b/", "copy nn z/b/c", "copy nn z/b/d/", "copy nn z/b/d/e",
+		"delete  a/", "delete  a/b/", "delete  a/b/c", "delete  a/b/d/", "delete  a/b/d/e")
+	if res.DeletedDirs != 3 || res.DeletedFiles != 2 || res.GoneEntries != 5 || res.PreviousEntries != 7 {
 		t.Errorf("%+v", res)
 	}
 	s.commit()
 	s.emits()
 }
 
-func TestATypeChangeNeedsNoDelete(t *testing.T) {
+func TestATypeChange(t *testing.T) {
 	t.Parallel()
 	s := started(t, "f", "d/x/y", "l")
 	s.remove("f", "d", "l")
 	s.put("f/new", "d")
 	s.must(os.Symlink("x", s.path("l")))
-	res := s.emits("copy mm /", "copy nn f/", "copy nn f/new", "copy nn d", "copy nn l")
+	res := s.emits("copy mm /", "copy nn f/", "copy nn f/new", "copy nn d", "copy nn l", "delete  d/", "delete  d/x/", "delete  d/x/y")
+	if res.InWay != 1 {
+		t.Errorf("%d directories in the way", res.InWay)
+	}
 	if res.GoneEntries != 4 { // f, d, d/x, d/x/y; l is another non-directory
 		t.Errorf("%d gone", res.GoneEntries)
 	}
@@ -154,10 +158,10 @@ func TestATypeChangeNeedsNoDelete(t *testing.T) {
 	s.nextTick()
 	s.remove("d")
 	s.put("d/")
-	s.emits("copy mm /", "copy nn d/", "delete  d/x/")
+	s.emits("copy mm /", "copy nn d/", "delete  d/x/", "delete  d/x/y")
 	// The same where both are gone, whichever of the two the destination has.
 	s.remove("d")
-	s.emits("copy bm /", "delete  d", "delete  d/") // the scan before may have been killed in it
+	s.emits("copy bm /", "delete  d", "delete  d/", "delete  d/x/", "delete  d/x/y") // the scan before may have been killed in it
 	s.commit()
 	s.emits()
 }
@@ -166,12 +170,17 @@ func TestDeletesThatFailAreTriedAgain(t *testing.T) {
 	t.Parallel()
 	s := started(t, "a/b", "c", "d", "keep/x")
 	s.remove("a", "c", "d")
-	s.emits("copy mm /", "delete  a/", "delete  c", "delete  d")
+	s.emits("copy mm /", "delete  a/", "delete  a/b", "delete  c", "delete  d")
 	s.commit(Failed{Path: "a", Delete: true}, Failed{Path: "c", Delete: true})
 	if d := gocmp.Diff(map[string]Flags{"/": 0, "a/": FlagGone, "a/b": FlagGone, "c": FlagGone, "keep/": 0, "keep/x": 0}, s.states()); d != "" {
 		t.Error(d)
 	}
-	s.emits("copy fm /", "delete  a/", "delete  c")
+	s.emits("copy fm /", "delete  a/", "delete  a/b", "delete  c")
+	s.commit(Failed{Path: "a/b", Delete: true}) // and so a is not empty
+	if d := gocmp.Diff(map[string]Flags{"/": 0, "a/": FlagGone, "a/b": FlagGone, "keep/": 0, "keep/x": 0}, s.states()); d != "" {
+		t.Error(d)
+	}
+	s.emits("copy fm /", "delete  a/", "delete  a/b")
 	s.commit()
 	s.emits()
 }
@@ -242,23 +251,25 @@ func TestExcludesChangedInBothDirections(t *testing.T) {
 	s := started(t, "a.o", "a.c", "tmp/x", "tmp/y/z", "sub/b.o", "gone/c.o")
 	s.base.Excludes = []string{"*.o", "/tmp/"}
 	s.remove("gone")
-	res := s.emits("copy mm /", "delete  gone/")
-	if res.ExcludedKept != 6 || res.GoneEntries != 2 {
+	res := s.emits("copy mm /")
+	if res.ExcludedKept != 7 || res.GoneEntries != 1 || res.KeptDirs != 1 { // gone/c.o stays, and gone with it
 		t.Errorf("%+v", res)
 	}
 	s.commit()
-	// Kept again; then deleted on purpose, in one line where it is a tree.
-	if res := s.emits(); res.ExcludedKept != 6 {
+	// Kept again; then deleted on purpose.
+	if res := s.emits(); res.ExcludedKept != 7 || res.KeptDirs != 1 {
 		t.Errorf("%+v", res)
 	}
 	s.commit()
 	s.base.DeleteExcluded = true
-	s.emits("copy fm /", "copy fm sub/", "delete  a.o", "delete  sub/b.o", "delete  tmp/")
+	s.emits("copy fm /", "copy fm sub/", "delete  a.o", "delete  gone/", "delete  gone/c.o",
+		"delete  sub/b.o", "delete  tmp/", "delete  tmp/x", "delete  tmp/y/", "delete  tmp/y/z")
 	s.pending = nil // killed before anything was done
 	// Included again: what is there is emitted, as nobody looked after it.
 	s.base.Excludes, s.base.DeleteExcluded = nil, false
 	s.remove("tmp/x")
-	s.emits("copy bm a.o", "copy bm sub/b.o", "copy fm sub/", "copy bm tmp/", "copy bm tmp/y/", "copy bm tmp/y/z", "copy fm /", "delete  tmp/x")
+	s.emits("copy bm a.o", "copy bm sub/b.o", "copy fm sub/", "copy bm tmp/", "copy bm tmp/y/", "copy bm tmp/y/z", "copy fm /",
+		"delete  gone/", "delete  gone/c.o", "delete  tmp/x")
 	s.commit()
 	s.emits()
 }
@@ -328,7 +339,7 @@ func TestWhatCannotBeReadIsCarried(t *testing.T) {
 	// Readable again: now what is gone is deleted, what is as it was is left
 	// alone, and a link that was carried brings its group.
 	s.base.Tree = nil
-	s.emits("copy fm denied/", "copy fm io/", "delete  denied/x", "delete  io/sub/", "hardlink  ok", "hardlink  denied/linked", "copy fm /")
+	s.emits("copy fm denied/", "copy fm io/", "delete  denied/x", "delete  io/sub/", "delete  io/sub/g", "hardlink  ok", "hardlink  denied/linked", "copy fm /")
 	s.commit()
 	s.emits()
 }
@@ -340,8 +351,8 @@ func TestNewlinesInDeletedNamesNeedVersion11(t *testing.T) {
 	s.remove("plain", "new\nline", "d\nir/x", "d\nir/sub", "gone\ndir", "dir/a\nb", "dir/c,d", "dir/e")
 	res, lines := s.scan()
 	want := []string{
-		"copy mm /", "copy mm d\nir/", "copy mm dir/", "delete  d\nir/sub/", "delete  d\nir/x", "delete  dir/a\nb", "delete  dir/c,d",
-		"delete  dir/e", "delete  gone\ndir/", "delete  new\nline", "delete  plain",
+		"copy mm /", "copy mm d\nir/", "copy mm dir/", "delete  d\nir/sub/", "delete  d\nir/sub/y", "delete  d\nir/x", "delete  dir/a\nb", "delete  dir/c,d",
+		"delete  dir/e", "delete  gone\ndir/", "delete  gone\ndir/x", "delete  new\nline", "delete  plain",
 	}
 	if d := gocmp.Diff(want, names(lines)); d != "" || res.ProblemCount != 0 {
 		t.Error(d, res.Problems)
@@ -486,12 +497,12 @@ func TestAFullScanAfterOthersDeletesWhatIsGone(t *testing.T) {
 	s := started(t, "a", "d/x", "e")
 	s.remove("d", "e")
 	s.base.Incremental = false
-	s.emits("copy bm /", "copy bm a", "delete  d/", "delete  e")
+	s.emits("copy bm /", "copy bm a", "delete  d/", "delete  d/x", "delete  e")
 	// Nothing committed, but a scan that is pending may have left something.
 	s.base.Incremental, s.committed = true, ""
 	s.remove("a")
 	s.put("b")
-	s.emits("copy bm /", "copy bm b", "delete  a", "delete  d/", "delete  e")
+	s.emits("copy bm /", "copy bm b", "delete  a", "delete  d/", "delete  d/x", "delete  e")
 	s.commit()
 	s.emits()
 }

@@ -82,6 +82,21 @@ func Commit(newState, out string, failed iter.Seq2[Failed, error]) (err error) {
 	return syncDir(filepath.Dir(out))
 }
 
+// Take is Commit for a state that is settled, where nothing failed.
+func Take(newState, out string) error {
+	tmp := out + ".tmp"
+	err := os.Remove(tmp)
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		if err = os.Link(newState, tmp); err == nil {
+			err = os.Rename(tmp, out)
+		}
+	}
+	if err != nil { // no hard links there
+		return Commit(newState, out, nil)
+	}
+	return syncDir(filepath.Dir(out))
+}
+
 // What failed at a path, as the value of its keys.
 const (
 	copyFailed = 1 << iota
@@ -164,9 +179,17 @@ func (f *failures) at(key []byte) (what byte, err error) {
 type committer struct {
 	failed *failures
 	out    *stateWriter
-	kept   []byte // key of the directory below which nothing is known to be deleted
-	below  bool   // there is one
-	value  []byte // scratch
+	kept   []byte         // key of the directory below which nothing is known to be deleted
+	below  bool           // there is one
+	dirs   []committedDir // from the root to the directory of the last record
+	value  []byte         // scratch
+}
+
+// committedDir is a directory of the new state. One that is gone is written only if
+// something in it is: that stays, and it is not empty.
+type committedDir struct {
+	key, value []byte
+	written    bool
 }
 
 func (c *committer) record(path string, key, value []byte) error {
@@ -188,6 +211,9 @@ func (c *committer) record(path string, key, value []byte) error {
 	switch {
 	case r.Flags&FlagGone != 0:
 		if what == 0 && !c.below && r.Flags&FlagCarried == 0 {
+			if dirKey {
+				c.enter(key, appendState(nil, &r), false)
+			}
 			return nil
 		}
 	case what&copyFailed != 0:
@@ -198,8 +224,42 @@ func (c *committer) record(path string, key, value []byte) error {
 	if r.IsDir() && !dirKey {
 		r.Name = "/" // a slot, whatever it is called
 	}
+	if dirKey {
+		c.enter(key, nil, true)
+	} else {
+		c.leave(key[:bytes.Index(key, []byte{0, 0})])
+	}
+	if err := c.writeDirs(); err != nil {
+		return err
+	}
 	c.value = appendState(c.value[:0], &r)
 	return c.out.add(key, c.value)
+}
+
+// leave leaves the directories that dir is not below.
+func (c *committer) leave(dir []byte) {
+	for len(c.dirs) > 0 && !isBelow(dir, c.dirs[len(c.dirs)-1].key) {
+		c.dirs = c.dirs[:len(c.dirs)-1]
+	}
+}
+
+// enter makes a directory the current one.
+func (c *committer) enter(key, value []byte, written bool) {
+	c.leave(key)
+	c.dirs = append(c.dirs, committedDir{bytes.Clone(key), value, written})
+}
+
+// writeDirs writes the directories above a record that is written.
+func (c *committer) writeDirs() error {
+	for i := range c.dirs {
+		if d := &c.dirs[i]; !d.written {
+			d.written = true
+			if err := c.out.add(d.key, d.value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // isBelow reports whether a key is that of a directory or of something in it.

@@ -25,8 +25,22 @@
 // mode, size, times, inode, links and attributes, and every pending one has it
 // the same. It is gone if any of them has it and the source has not. What a scan
 // could not look at is carried over as it was, and never taken for gone; so is,
-// unless told otherwise, what is newly excluded. An entry whose directory is gone
-// is gone, excluded or not.
+// unless told otherwise, what is newly excluded. What
+// is excluded below a directory that is gone stays, and that directory with it.
+//
+// What is gone is deleted by name, each known entry for itself and a directory after
+// what is in it, so that nothing goes that nobody knew. Where a directory stands in
+// the way of something else, its lines are written only if all that is in it is known
+// and gone.
+//
+// # Comparison with the destination
+//
+// The destination may be listed beside the source. Its stream is sorted as the others
+// are and joined with them. What earlier scans know to be unchanged is emitted all the
+// same where the destination has lost or altered it, and what they do not know is left
+// alone where the destination has it already. That somebody has touched a copy whose
+// size and time are right shows in its change time: it is later than the end of the
+// last job, or not the one that was seen there last.
 //
 // Nothing but the change time tells that data was changed and its time put back.
 // Where owner, mode or attributes have changed since as well, the entry is taken
@@ -57,7 +71,17 @@
 // A pattern with a slash at its end matches directories only. One with a slash
 // at its beginning or within is matched against the whole path below the source;
 // one without is matched against the last component, at any depth. An entry is
-// left out if an exclude matches it and no include does; the order of patterns
-// does not matter. What lies below a directory that is left out is not looked
-// at, so an include cannot bring it back: include the directory itself too.
+// left out if an exclude matches it or the rules say so, and no include matches
+// it; the order of excludes and includes does not matter. Rules are the lines of
+// files, and ordered: of those that match, the last one decides, and one with "!"
+// before it takes back what rules before it left out. What lies below a directory
+// that is left out is not looked at, so nothing can bring it back: include the
+// directory itself too.
+//
+// # What is left out otherwise
+//
+// A list of paths, a largest size and an earliest time limit what a scan is asked
+// about. An entry that is left out for these is carried over, as one that could
+// not be looked at: what earlier scans knew of it stays right, and a later scan
+// without the limit compares it with that.
 package scanner

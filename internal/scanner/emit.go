@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -36,12 +38,13 @@ type emitter struct {
 	links    *sortBuffer // members of hard-link groups, by inode
 	linkDirs *sortBuffer // directories that wait to be emitted until links are; nil = none does
 	written  *atomic.Uint64
-	first    bool // nothing is known of the destination: all is new
+	first    bool // nothing is known of the destination, and it is not looked at: all is new
 
 	files  map[fileKind]*controlfile.Writer
 	made   map[controlfile.Kind]int
-	under  map[fileKind]string // delete files: the directory that file lines belong to
-	trials map[controlfile.Kind]*controlfile.Writer
+	coded  int                              // delete files of version 1.1 that are complete
+	under  map[fileKind]string              // delete files: the directory that file lines belong to
+	trials map[fileKind]*controlfile.Writer // never written
 
 	dir   string // the directory of the last copy line of one
 	key   []byte // scratch
@@ -57,9 +60,9 @@ type fileKind struct {
 func newEmitter(s *scan) *emitter {
 	return &emitter{
 		cfg: s.cfg, layout: s.layout, res: &s.res, problems: s.problems, written: &s.written,
-		first: s.cfg.Committed == "",
+		first: s.cfg.Committed == "" && s.cfg.Destination == "",
 		files: map[fileKind]*controlfile.Writer{}, made: map[controlfile.Kind]int{}, under: map[fileKind]string{},
-		trials: map[controlfile.Kind]*controlfile.Writer{},
+		trials: map[fileKind]*controlfile.Writer{},
 	}
 }
 
@@ -188,19 +191,27 @@ func (e *emitter) holds(kind controlfile.Kind, dir, name string) (bool, error) {
 	if kind == controlfile.Copy && !strings.Contains(name, "\n") {
 		return true, nil // a name is never too long
 	}
-	w := e.trials[kind]
-	if w == nil {
-		var err error
-		if w, err = controlfile.NewWriter(filepath.Join(e.layout.ctrl, "never-written.txt"), e.header(kind), e.cfg.Now, controlfile.Limits{}); err != nil {
-			return false, err
-		}
-		e.trials[kind] = w
+	w, err := e.trial(fileKind{kind: kind})
+	if err != nil {
+		return false, err
 	}
-	err := w.Check(controlfile.Entry{
+	err = w.Check(controlfile.Entry{
 		Type: controlfile.TypeFile, Mode: modeBoth, Dir: "/" + dir, Name: name, FileCount: 1<<32 - 1,
 		Meta: controlfile.MetaRef{File: "meta_file_65535", Offset: 1<<63 - 1, Length: 1<<16 - 1, Valid: true},
 	})
 	return err == nil, e.refused(joinPath(dir, name), err)
+}
+
+// trial returns a writer to try lines with.
+func (e *emitter) trial(k fileKind) (*controlfile.Writer, error) {
+	if w := e.trials[k]; w != nil {
+		return w, nil
+	}
+	w, err := controlfile.NewWriter(filepath.Join(e.layout.ctrl, "never-written.txt"), e.headerOf(k), e.cfg.Now, controlfile.Limits{})
+	if err == nil {
+		e.trials[k] = w
+	}
+	return w, err
 }
 
 // refused makes a problem of the refusal of a line; other errors it returns.
@@ -212,6 +223,23 @@ func (e *emitter) refused(path string, err error) error {
 	return err
 }
 
+// deletes reports whether a control file can hold the delete line of what is gone; if
+// not that is a problem.
+func (e *emitter) deletes(dir, name string, isDir bool) (bool, error) {
+	path := joinPath(dir, name)
+	k := fileKind{controlfile.Delete, strings.Contains(path, "\n")}
+	w, err := e.trial(k)
+	if err != nil {
+		return false, err
+	}
+	line := controlfile.Entry{Type: controlfile.TypeFile, Dir: "/" + dir, Name: name}
+	if isDir {
+		line = controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: "/" + path, Delete: true}
+	}
+	err = w.Check(line)
+	return err == nil, e.refused(path, err)
+}
+
 // remove writes the delete line of what is gone. It reports false if that cannot
 // be written, which is then a problem.
 func (e *emitter) remove(dir, name string, isDir bool) (bool, error) {
@@ -221,7 +249,7 @@ func (e *emitter) remove(dir, name string, isDir bool) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	var lines []controlfile.Entry
+	lines := make([]controlfile.Entry, 0, 2)
 	switch under, ok := e.under[k]; {
 	case isDir:
 		lines = append(lines, controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: "/" + path, Delete: true})
@@ -249,19 +277,32 @@ func (e *emitter) remove(dir, name string, isDir bool) (bool, error) {
 	return true, nil
 }
 
-// link passes an entry on to the sort by inode. mode is what its line would be
-// if it had one: with modeSame it is written only if another member of its group
-// is.
-func (e *emitter) link(key, value []byte, r *Record, linked uint32, mode string) error {
-	e.key = binary.BigEndian.AppendUint64(e.key[:0], r.Dev)
-	e.key = binary.BigEndian.AppendUint64(e.key, r.Ino)
+// member is an entry on its way to the sort by inode.
+type member struct {
+	inode   devIno
+	linked  uint32 // members of groups in its directory
+	mode    string // what its line would be if it had one
+	adopted bool   // no earlier scan knew it
+	at      devIno // what the destination has as it; zero = not known
+}
+
+// memberAdopted marks the byte of a member's mode.
+const memberAdopted = 0x80
+
+// link passes an entry on to the sort by inode. With modeSame it is written only if
+// another member of its group is, or if its group is not one in the destination.
+func (e *emitter) link(key, value []byte, m member) error {
+	e.key = binary.BigEndian.AppendUint64(e.key[:0], m.inode.dev)
+	e.key = binary.BigEndian.AppendUint64(e.key, m.inode.ino)
 	e.key = append(e.key, key...)
-	e.value = binary.AppendUvarint(e.value[:0], uint64(linked))
-	for i, m := range linkModes {
-		if m == mode {
-			e.value = append(e.value, byte(i))
-		}
+	e.value = binary.AppendUvarint(e.value[:0], uint64(m.linked))
+	e.value = binary.AppendUvarint(e.value, m.at.dev)
+	e.value = binary.AppendUvarint(e.value, m.at.ino)
+	mode := byte(slices.Index(linkModes[:], m.mode))
+	if m.adopted {
+		mode |= memberAdopted
 	}
+	e.value = append(e.value, mode)
 	e.value = append(e.value, value...)
 	return e.links.add(e.key, e.value)
 }
@@ -269,10 +310,12 @@ func (e *emitter) link(key, value []byte, r *Record, linked uint32, mode string)
 // record writes the meta and xmeta records of an entry.
 func (e *emitter) record(r *Record, name string) (controlfile.MetaRef, error) {
 	m := controlfile.Meta{
-		Type: controlfile.MetaTypeUnix, Attr: controlfile.AttrFile, Mode: r.Mode, Nlink: r.Nlink, UID: r.UID, GID: r.GID,
-		Inode: r.Ino, Size: r.Size, Rdev: r.Rdev, Atime: r.Atime.Sec, Mtime: r.Mtime.Sec, Ctime: r.Ctime.Sec,
-		Btime: r.Btime.Sec, BlockSize: uint64(r.BlockSize), Blocks: r.Blocks, Name: name,
-		AccessACL: r.AccessACL, DefaultACL: r.DefaultACL, Xattrs: r.Xattrs, Symlink: r.Symlink, Sparse: r.Sparse,
+		Meta: entry.Meta{
+			Mode: r.Mode, Nlink: r.Nlink, UID: r.UID, GID: r.GID, Inode: r.Ino, Size: r.Size, Rdev: r.Rdev,
+			Atime: r.Atime.Sec, Mtime: r.Mtime.Sec, Ctime: r.Ctime.Sec, Btime: r.Btime.Sec,
+			AccessACL: r.AccessACL, DefaultACL: r.DefaultACL, Xattrs: r.Xattrs, Symlink: r.Symlink, Sparse: r.Sparse,
+		},
+		Type: controlfile.MetaTypeUnix, Attr: controlfile.AttrFile, BlockSize: uint64(r.BlockSize), Blocks: r.Blocks, Name: name,
 		Partial: r.Flags&FlagAttrsPartial != 0,
 	}
 	if r.IsDir() {
@@ -316,11 +359,7 @@ func (e *emitter) writer(k fileKind, parent string) (*controlfile.Writer, error)
 	}
 	n := e.made[k.kind]
 	e.made[k.kind]++
-	h := e.header(k.kind)
-	if k.coded {
-		h.Version = "1.1"
-	}
-	w, err := controlfile.NewWriter(filepath.Join(e.layout.ctrl, fileName(e.cfg, k.kind, n)), h, e.cfg.Now,
+	w, err := controlfile.NewWriter(filepath.Join(e.layout.ctrl, fileName(e.cfg, k.kind, n)), e.headerOf(k), e.cfg.Now,
 		controlfile.Limits{Entries: e.cfg.MaxEntries, Bytes: e.cfg.MaxBytes})
 	if err != nil {
 		return nil, err
@@ -353,6 +392,14 @@ func (e *emitter) header(kind controlfile.Kind) controlfile.Header {
 	}
 }
 
+func (e *emitter) headerOf(k fileKind) controlfile.Header {
+	h := e.header(k.kind)
+	if k.coded {
+		h.Version = "1.1"
+	}
+	return h
+}
+
 // finishAll completes the control files of some kinds.
 func (e *emitter) finishAll(kinds ...controlfile.Kind) error {
 	var errs []error
@@ -377,7 +424,14 @@ func (e *emitter) finish(k fileKind) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	e.res.ControlFiles = append(e.res.ControlFiles, ControlFile{k.kind, w.Path()})
+	made := ControlFile{k.kind, w.Path()}
+	if k.coded {
+		// Before the others: what it names is below directories that those name.
+		e.res.ControlFiles = slices.Insert(e.res.ControlFiles, e.coded, made)
+		e.coded++
+	} else {
+		e.res.ControlFiles = append(e.res.ControlFiles, made)
+	}
 	if e.cfg.OnControlFile != nil {
 		e.cfg.OnControlFile(k.kind, w.Path())
 	}

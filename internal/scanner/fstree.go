@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -25,10 +27,18 @@ type fsTree struct {
 	root          *os.File
 	rootDev       uint64
 	rootMount     uint64
+	rootID        devIno
 	oneFileSystem bool
-	skip          map[devIno]bool // directories to keep away from
-	noOpenat2     atomic.Bool     // the kernel lacks it: walk the components
-	readers       sync.Pool       // of *fsDirReader, for their buffers
+	light         bool // look at no attributes and no holes
+	since         Time // nor at those of what changed before, see markLater; zero = at all
+
+	lateDir   string // the directory that complete has opened last, used by one goroutine
+	lateFD    int    // 0 = none
+	late      attrReader
+	skip      map[devIno]bool // directories to keep away from
+	pseudo    pseudos
+	noOpenat2 atomic.Bool // the kernel lacks it: walk the components
+	readers   sync.Pool   // of *fsDirReader, for their buffers
 }
 
 // statMask is what is asked of the kernel for each entry.
@@ -57,13 +67,44 @@ func openFSTree(source string, oneFileSystem bool) (*fsTree, error) {
 		}, f.Close())
 	}
 	return &fsTree{
-		root: f, rootDev: unix.Mkdev(st.Dev_major, st.Dev_minor), rootMount: st.Mnt_id,
+		rootID: devIno{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino},
+		root:   f, rootDev: unix.Mkdev(st.Dev_major, st.Dev_minor), rootMount: st.Mnt_id,
 		oneFileSystem: oneFileSystem, skip: map[devIno]bool{},
 	}, nil
 }
 
+// complete adds what was not looked at to the record of an entry that is no
+// directory. It is for one goroutine.
+func (t *fsTree) complete(r *Record) error {
+	r.Flags &^= markLater
+	if t.lateFD == 0 || t.lateDir != r.Dir {
+		fd, err := t.open(r.Dir, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			// It is gone, or something else: whoever copies it finds that as well.
+			r.Flags |= FlagAttrsPartial
+			return nil //nolint:nilerr // see above
+		}
+		t.closeLate()
+		t.lateDir, t.lateFD = r.Dir, fd
+	}
+	t.late.readAt(t.lateFD, r.Name, r)
+	if r.Mode&modeFormat == modeRegular && r.Blocks*512 < r.Size {
+		r.Sparse = extents(t.lateFD, r.Name, r.Size)
+	}
+	r.AttrHash = hashAttrs(r)
+	return nil
+}
+
+func (t *fsTree) closeLate() {
+	if t.lateFD > 0 {
+		_ = unix.Close(t.lateFD)
+		t.lateFD = 0
+	}
+}
+
 // Close releases the root.
 func (t *fsTree) Close() error {
+	t.closeLate()
 	if err := t.root.Close(); err != nil {
 		return sysError("close source", t.root.Name(), err)
 	}
@@ -86,12 +127,16 @@ func (t *fsTree) Open(dir string) (*Record, DirReader, error) {
 	if !ok {
 		r = &fsDirReader{pool: &t.readers, buf: make([]byte, 64<<10)}
 	}
-	r.fd, r.proc = fd, "/proc/self/fd/"+strconv.Itoa(fd)+"/"
+	r.fd, r.light, r.since = fd, t.light, t.since
 	if dir != "" && t.skip[devIno{rec.Dev, rec.Ino}] {
 		return nil, nil, r.Close()
 	}
-	r.attrs.read(r.proc+".", rec)
-	if dir != "" && t.oneFileSystem && (rec.Dev != t.rootDev || st.Mnt_id != t.rootMount) {
+	if !t.light {
+		r.attrs.readAt(fd, ".", rec)
+	}
+	// A source that is itself such a file system was named, and is taken.
+	left := dir != "" && rec.Dev != t.rootDev && t.pseudo.at(fd, rec.Dev, dir)
+	if left || dir != "" && t.oneFileSystem && (rec.Dev != t.rootDev || st.Mnt_id != t.rootMount) {
 		rec.Flags |= FlagMountPoint
 		return rec, nil, r.Close()
 	}
@@ -120,9 +165,12 @@ func (t *fsTree) unreadable(dir string, err error) (*Record, DirReader, error) {
 	rec.Flags |= FlagUnreadable
 	// Attributes need permission to search it; without they are marked partial.
 	var attrs attrReader
-	attrs.read("/proc/self/fd/"+strconv.Itoa(fd)+"/.", rec)
+	attrs.readAt(fd, ".", rec)
 	return rec, nil, failed
 }
+
+// procPath returns a path of what a descriptor of a directory leads to, with a slash.
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) + "/" }
 
 // openDir opens a directory for reading without touching its access time where
 // that is allowed, which is to owners and to root.
@@ -180,6 +228,21 @@ func openParts(root int, path string, flags int) (int, error) {
 	return at, nil
 }
 
+// statxName is statxAt for a name that ends with a NUL, which spares a copy of it.
+func statxName(fd int, name *byte, st *unix.Statx_t) error {
+	for {
+		_, _, errno := syscall.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(name)), unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT,
+			statMask, uintptr(unsafe.Pointer(st)), 0)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno //nolint:wrapcheck // wrapped with path by the callers
+		}
+	}
+}
+
 func statxAt(fd int, name string, flags int) (unix.Statx_t, error) {
 	var st unix.Statx_t
 	for {
@@ -191,8 +254,14 @@ func statxAt(fd int, name string, flags int) (unix.Statx_t, error) {
 }
 
 func recordOf(st *unix.Statx_t) *Record {
+	r := &Record{}
+	fillRecord(r, st)
+	return r
+}
+
+func fillRecord(r *Record, st *unix.Statx_t) {
 	at := func(t unix.StatxTimestamp) Time { return Time{t.Sec, t.Nsec} }
-	r := &Record{
+	*r = Record{
 		Mode: uint32(st.Mode), Nlink: st.Nlink, UID: st.Uid, GID: st.Gid, BlockSize: st.Blksize,
 		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino, Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor),
 		Size: st.Size, Blocks: st.Blocks, Atime: at(st.Atime), Mtime: at(st.Mtime), Ctime: at(st.Ctime),
@@ -200,7 +269,6 @@ func recordOf(st *unix.Statx_t) *Record {
 	if st.Mask&unix.STATX_BTIME != 0 {
 		r.Btime = at(st.Btime)
 	}
-	return r
 }
 
 // sysError is an error at an entry path.
@@ -214,10 +282,12 @@ func sysError(op, path string, err error) error {
 // fsDirReader reads a directory by its descriptor.
 type fsDirReader struct {
 	fd    int
-	proc  string // a path of the descriptor, for calls that take paths only
 	buf   []byte
 	found []Found
 	attrs attrReader
+	light bool // see fsTree
+	since Time
+	stat  unix.Statx_t
 	pool  *sync.Pool
 }
 
@@ -265,14 +335,14 @@ func (r *fsDirReader) Next(keep func(name string, isDir bool) bool) ([]Found, er
 			}
 		}
 		if s := string(name); s != "." && s != ".." {
-			r.one(s, typ, keep)
+			r.one(s, &name[0], typ, keep)
 		}
 	}
 	return r.found, nil
 }
 
 // one adds an entry to what was found.
-func (r *fsDirReader) one(name string, typ byte, keep func(string, bool) bool) {
+func (r *fsDirReader) one(name string, raw *byte, typ byte, keep func(string, bool) bool) {
 	if typ != unix.DT_UNKNOWN && !keep(name, typ == unix.DT_DIR) {
 		return
 	}
@@ -280,26 +350,34 @@ func (r *fsDirReader) one(name string, typ byte, keep func(string, bool) bool) {
 		r.found = append(r.found, Found{Name: name, IsDir: true})
 		return
 	}
-	st, err := statxAt(r.fd, name, 0)
+	st := &r.stat
+	err := statxName(r.fd, raw, st)
 	isDir := err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if typ == unix.DT_UNKNOWN && !keep(name, isDir) {
 		return
 	}
-	f := Found{Name: name, IsDir: isDir}
+	r.found = append(r.found, Found{Name: name, IsDir: isDir})
+	f := &r.found[len(r.found)-1]
 	switch {
 	case err != nil:
 		f.Err = fmt.Errorf("stat: %w", err)
 	case !isDir:
-		f.Rec = *recordOf(&st)
+		fillRecord(&f.Rec, st)
 		f.Err = r.detail(name, &f.Rec)
 	}
-	r.found = append(r.found, f)
 }
 
 // detail adds what a stat does not say: attributes, the target of a symlink,
 // and where a sparse file has data.
 func (r *fsDirReader) detail(name string, rec *Record) error {
-	r.attrs.read(r.proc+name, rec)
+	later := rec.Nlink == 1 && rec.Ctime.before(r.since)
+	switch {
+	case r.light:
+	case later:
+		rec.Flags |= markLater
+	default:
+		r.attrs.readAt(r.fd, name, rec)
+	}
 	switch rec.Mode & modeFormat {
 	case modeSymlink:
 		target, err := readlink(r.fd, name)
@@ -308,7 +386,7 @@ func (r *fsDirReader) detail(name string, rec *Record) error {
 		}
 		rec.Symlink = target
 	case modeRegular:
-		if rec.Blocks*512 < rec.Size {
+		if rec.Blocks*512 < rec.Size && !r.light && !later {
 			rec.Sparse = extents(r.fd, name, rec.Size)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -25,6 +24,19 @@ type joiner struct {
 
 	deleteExcluded bool
 	from, to       Time // an entry that changed between them is dirty
+
+	dest    *destination // what the destination holds; nil = not looked at
+	src     *fsTree      // nil = another tree, which looks at everything
+	dir     string       // of the entry at the current key, if it is no directory ...
+	name    string       // ... and its name
+	record  []byte       // scratch
+	settled bool         // nothing in the new state waits for a Commit
+	way     *wayOut
+	lacks   string // what the copy at the current key lacks
+	lacking map[string]*Lacking
+
+	suspects *failures // nil = there is no such list
+	suspect  bool      // the entry at the current key is in it
 
 	committed *past // nil = none
 	pending   []*past
@@ -55,15 +67,6 @@ func (p *past) advance() error {
 	return err
 }
 
-// fate is what becomes of an entry of earlier scans that this one did not find.
-type fate uint8
-
-const (
-	gone     fate = iota
-	excluded      // excluded now, and kept
-	carried       // it could not be looked at
-)
-
 // level is a directory on the way from the root to the current entry.
 type level struct {
 	path    string
@@ -73,8 +76,19 @@ type level struct {
 	fate    fate   // of all in it, if it is not live
 	value   []byte // its record, if it is live
 	linked  bool   // it holds members of hard-link groups
+	adopted bool   // it was counted as that
 	emitted bool   // its lines are written
 	lost    bool   // they cannot be: neither can those of its entries
+
+	heldDir bool           // the destination has it as a directory
+	knowing bool           // what the destination has in it is known
+	remove  bool           // its delete line is due when it has been gone through ...
+	kept    bool           // ... unless something in it stays
+	way     int            // the way that it is in, see wayOut; 0 = none
+	inWay   map[string]int // ways that begin at directories in it
+	altered bool           // it, or one above it, may be another one in the destination than at the last run
+	moved   bool           // that is likely: it is, or its time is right although it changed
+	another bool           // that is known
 }
 
 // open opens the states of earlier scans.
@@ -101,6 +115,9 @@ func (j *joiner) open(committed string, pending []string) error {
 		}
 		j.pending = append(j.pending, p)
 	}
+	if j.dest != nil {
+		return j.dest.start()
+	}
 	return nil
 }
 
@@ -108,6 +125,9 @@ func (j *joiner) close() error {
 	var errs []error
 	for _, p := range j.past {
 		errs = append(errs, p.s.Close())
+	}
+	if j.suspects != nil {
+		errs = append(errs, j.suspects.m.close())
 	}
 	return errors.Join(errs...)
 }
@@ -128,8 +148,19 @@ func (j *joiner) run(ctx context.Context, m *merger) error {
 				least, any = p.key, true
 			}
 		}
+		if d := j.dest; d != nil && d.ok && (!any || bytes.Compare(d.key, least) < 0) {
+			least, any = d.key, true
+		}
 		if !any {
 			break
+		}
+		if d := j.dest; d != nil {
+			if d.here = d.ok && bytes.Equal(d.key, least); d.here {
+				d.rec = Record{}
+				if err := decodeNumbers(d.value, &d.rec); err != nil {
+					return &fault.Error{Kind: fault.Corrupt, Op: "read back the record of", Path: string(least), Err: err}
+				}
+			}
 		}
 		for _, p := range j.past {
 			if p.here = p.ok && bytes.Equal(p.key, least); p.here {
@@ -155,6 +186,11 @@ func (j *joiner) run(ctx context.Context, m *merger) error {
 				}
 			}
 		}
+		if j.dest != nil && j.dest.here {
+			if err := j.dest.advance(); err != nil {
+				return err
+			}
+		}
 		if now {
 			key, value, ok, err = m.next()
 		}
@@ -174,6 +210,13 @@ func (j *joiner) step(key, value []byte) error {
 		if err := decodeNumbers(value, &j.cur); err != nil {
 			return &fault.Error{Kind: fault.Corrupt, Op: "read back the record of", Path: string(key), Err: err}
 		}
+	}
+	if j.suspects != nil {
+		what, err := j.suspects.at(key)
+		if err != nil {
+			return err
+		}
+		j.suspect = what != 0
 	}
 	i := bytes.Index(key, []byte{0, 0})
 	if j.known(i < 0) {
@@ -204,18 +247,18 @@ func (j *joiner) directory(key, value []byte) error {
 		return err
 	}
 	if value == nil || j.cur.Flags&marks != 0 {
-		lv.fate = j.fateOf(path, true, up)
-		return j.keep(key, lv.fate, true)
+		return j.goneDirectory(key, lv, up)
 	}
 	lv.live, lv.flags, lv.linked, lv.value = true, j.cur.Flags, j.cur.Linked > 0, append(lv.value, value...)
-	mode := j.modeOf(&j.cur)
-	if mode == modeNew || mode == modeBoth {
+	mode := j.modeOf(&j.cur, value, lv)
+	if mode == modeNew || mode == modeBoth && (j.suspects == nil || !lv.heldDir) {
+		// Its name may be made.
 		if err := j.touch(up); err != nil {
 			return err
 		}
 	}
 	if mode == modeSame {
-		j.e.countMode(mode)
+		lv.adopted = j.unchanged()
 	} else if err := j.emitLevel(lv, mode); err != nil {
 		return err
 	}
@@ -224,6 +267,7 @@ func (j *joiner) directory(key, value []byte) error {
 	} else {
 		j.e.res.Dirs++
 	}
+	j.noteCopy(mode, false)
 	return j.put(key)
 }
 
@@ -252,6 +296,24 @@ func (j *joiner) enter(key []byte, path string) (lv, up *level, err error) {
 	lv = &j.levels[j.depth]
 	j.depth++
 	*lv = level{path: path, key: append(lv.key[:0], key...), value: lv.value[:0]}
+	if d := j.dest; d != nil {
+		switch {
+		case d.here && d.rec.Flags&marks == 0:
+			lv.heldDir, lv.knowing = true, d.rec.Flags&FlagUnreadable == 0
+			if up != nil && d.settled != (Time{}) { // the root is known to be the same
+				changed := d.disturbed()
+				moved := changed && keptTime(j.cur.Mtime, d.rec.Mtime)
+				if c := j.committed; c != nil && c.here && c.rec.IsDir() && c.rec.Copy != (Copy{}) {
+					changed = c.rec.Copy.Ino != d.rec.Ino
+					lv.another = changed
+					moved = changed
+				}
+				lv.altered, lv.moved, lv.another = up.altered || changed, up.moved || moved, up.another || lv.another
+			}
+		case !d.here:
+			lv.knowing = up != nil && up.knowing // there is none
+		}
+	}
 	return lv, up, nil
 }
 
@@ -259,6 +321,29 @@ func (j *joiner) enter(key []byte, path string) (lv, up *level, err error) {
 func (j *joiner) leave() error {
 	j.depth--
 	lv := &j.levels[j.depth]
+	if j.depth == 0 || lv.live {
+		return j.leaveLive(lv)
+	}
+	up := &j.levels[j.depth-1]
+	switch {
+	case lv.kept:
+		up.kept = true
+		if lv.remove {
+			j.e.res.KeptDirs++
+		}
+	case lv.remove:
+		if err := j.touch(up); err != nil {
+			return err
+		}
+		_, name := splitPath(lv.path)
+		_, err := j.remove(up, name, true)
+		return err
+	}
+	return nil
+}
+
+// leaveLive ends a directory that this scan has.
+func (j *joiner) leaveLive(lv *level) error {
 	if lv.live && lv.linked && !lv.emitted {
 		return j.e.wait(lv.key, lv.value)
 	}
@@ -282,6 +367,9 @@ func (j *joiner) touch(lv *level) error {
 		return nil
 	}
 	j.e.res.Unchanged-- // as it was counted
+	if lv.adopted {
+		j.e.res.Adopted--
+	}
 	return j.emitLevel(lv, modeStay)
 }
 
@@ -295,10 +383,17 @@ func (j *joiner) entry(key []byte, i int, value []byte) error {
 	lv := &j.levels[j.depth-1]
 	name := key[i+2:]
 	here := value != nil && j.cur.Flags&marks == 0
+	if here && j.cur.Flags&markLater != 0 {
+		j.dir, j.name = lv.path, string(name)
+		var err error
+		if value, err = j.later(value); err != nil {
+			return err
+		}
+	}
 	hasDir, hasFile := j.kinds()
 	switch {
 	case !here && !hasDir && !hasFile:
-		return nil // could not be looked at, and was not known before
+		return j.foreign(lv, string(name))
 	case !here:
 		return j.missing(key, lv, string(name), hasDir, hasFile)
 	case j.cur.IsDir():
@@ -308,12 +403,20 @@ func (j *joiner) entry(key []byte, i int, value []byte) error {
 		j.other(hasFile)
 		return j.put(key)
 	}
-	lost, err := j.file(key, value, lv, name)
+	if d := j.dest; d != nil && d.here && d.rec.IsDir() || hasDir && !lv.knowing {
+		if lv.inWay == nil {
+			lv.inWay = map[string]int{}
+		}
+		lv.inWay[string(name)] = j.way.open()
+	}
+	mode, lost, err := j.file(key, value, lv, name)
 	if err != nil {
 		return err
 	}
 	if lost {
 		j.cur.Flags |= FlagDirty
+	} else {
+		j.noteCopy(mode, lv.knowing)
 	}
 	j.other(hasDir)
 	return j.put(key)
@@ -336,108 +439,6 @@ func (j *joiner) other(has bool) {
 	if has {
 		j.cur.Flags |= FlagOther
 	}
-}
-
-// file emits an entry that is no directory, if need be. It reports whether its
-// line cannot be written.
-func (j *joiner) file(key, value []byte, lv *level, name []byte) (lost bool, err error) {
-	r := &j.cur
-	mode := j.modeOf(r)
-	if mode == modeSame {
-		if r.isLinked() {
-			return false, j.e.link(key, value, r, j.linked(lv), mode)
-		}
-		j.e.countMode(mode)
-		j.count(r)
-		return false, nil
-	}
-	full := Record{Dir: lv.path, Name: string(name)}
-	if !lv.live || lv.lost {
-		j.e.problems.add(full.Path(), fault.New(fault.Unsupported, "its directory is not in the scan"))
-		return true, nil
-	}
-	kind := controlfile.Copy
-	if r.isLinked() {
-		kind = controlfile.Hardlink
-	}
-	if ok, err := j.e.holds(kind, full.Dir, full.Name); err != nil || !ok {
-		return true, err
-	}
-	if r.isLinked() {
-		return false, j.e.link(key, value, r, j.linked(lv), mode)
-	}
-	if err := j.touch(lv); err != nil {
-		return false, err
-	}
-	if err := decodeValue(value, &full); err != nil {
-		return false, &fault.Error{Kind: fault.Corrupt, Op: "read back the record of", Path: full.Path(), Err: err}
-	}
-	ok, err := j.e.file(&full, mode)
-	if ok {
-		j.count(r)
-	}
-	return !ok, err
-}
-
-func (j *joiner) count(r *Record) {
-	j.e.countType(r)
-	j.e.res.Bytes += r.data()
-}
-
-// linked returns how many members of hard-link groups a directory holds.
-func (j *joiner) linked(lv *level) uint32 {
-	var r Record
-	if lv.live && decodeNumbers(lv.value, &r) == nil {
-		return r.Linked
-	}
-	return 0
-}
-
-// missing handles a listed name of earlier scans that this one does not list, or
-// could not look at.
-func (j *joiner) missing(key []byte, lv *level, name string, hasDir, hasFile bool) error {
-	fate := j.fateOf(joinPath(lv.path, name), j.base().IsDir(), lv)
-	if fate == gone || !j.sure() {
-		// Also where a scan that is pending may have had it written.
-		if err := j.touch(lv); err != nil {
-			return err
-		}
-	}
-	if fate != gone || !lv.live {
-		return j.keep(key, fate, true)
-	}
-	// The delete line of a directory covers all below it.
-	written := true
-	for _, line := range []struct{ has, isDir bool }{{hasFile, false}, {hasDir, true}} {
-		if line.has {
-			ok, err := j.e.remove(lv.path, name, line.isDir)
-			if err != nil {
-				return err
-			}
-			written = written && ok
-		}
-	}
-	return j.keep(key, fate, written)
-}
-
-// fateOf returns what becomes of an entry that this scan has not. up is its
-// directory's level. Where a directory is gone, all below it is: excluded is
-// only what its directory may still hold.
-func (j *joiner) fateOf(path string, isDir bool, up *level) fate {
-	out := up != nil && (up.flags&FlagMountPoint != 0 || isDir && j.skip[path] || j.filter.out(path, isDir))
-	switch {
-	case up == nil:
-		return carried
-	case !up.live:
-		return up.fate
-	case j.cur.Flags&markUnknown != 0, up.flags&FlagUnreadable != 0:
-		return carried
-	case j.cur.Flags&markKeptAway != 0:
-		return excluded
-	case out && !j.deleteExcluded:
-		return excluded
-	}
-	return gone
 }
 
 // base returns the record of the current key that is kept if this scan has none.
@@ -468,47 +469,23 @@ func (j *joiner) sure() bool {
 	return true
 }
 
-// keep writes an entry of earlier scans to the new state. written says that what
-// is gone has its delete line, or needs none.
-func (j *joiner) keep(key []byte, fate fate, written bool) error {
-	base := j.base()
-	if base == nil {
+// upOf returns the level of the directory that has the entry at the current key, nil
+// for the root.
+func (j *joiner) upOf(dirKey bool) *level {
+	n := j.depth - 1
+	if dirKey {
+		n--
+	}
+	if n < 0 {
 		return nil
 	}
-	hasDir, hasFile := j.kinds()
-	isDirKey := !bytes.Contains(key, []byte{0, 0})
-	counted := &j.e.res.GoneEntries
-	j.cur = *base
-	flags := base.Flags & (FlagUnreadable | FlagMountPoint | FlagAttrsPartial)
-	switch fate {
-	case gone:
-		flags = FlagGone
-		if !written {
-			flags |= FlagCarried
-		}
-	case excluded:
-		flags |= FlagExcluded
-		counted = &j.e.res.ExcludedKept
-	case carried:
-		flags |= base.Flags&FlagExcluded | FlagCarried
-		if !j.sure() {
-			flags |= FlagDirty
-		}
-		counted = &j.e.res.Carried
-	}
-	if !isDirKey && hasDir && hasFile {
-		flags |= FlagOther
-	}
-	j.cur.Flags = flags
-	if j.known(isDirKey) {
-		*counted++
-	}
-	return j.write(key)
+	return &j.levels[n]
 }
 
 // put writes the current record of this scan to the new state.
 func (j *joiner) put(key []byte) error {
 	r := &j.cur
+	r.Flags &^= markLater
 	if r.Mode&modeFormat != modeDir || !bytes.Contains(key, []byte{0, 0}) {
 		if !r.Ctime.before(j.from) || !r.Mtime.before(j.from) && r.Mtime.before(j.to) {
 			r.Flags |= FlagDirty
@@ -527,57 +504,9 @@ func (j *joiner) write(key []byte) error {
 	if j.cur.IsDir() && bytes.Contains(key, []byte{0, 0}) {
 		j.cur.Name = "/" // a slot, whatever it is called
 	}
+	j.settled = j.settled && j.cur.Flags&(FlagGone|FlagAgain|FlagOther) == 0
 	j.value = appendState(j.value[:0], &j.cur)
 	return j.state.add(key, j.value)
 }
 
 func (t Time) before(u Time) bool { return t.Sec < u.Sec || t.Sec == u.Sec && t.Nsec < u.Nsec }
-
-// modeOf returns the mode of an entry's line, modeSame if it needs none: it is as
-// the committed state knows it, and no scan since then can have changed it in the
-// destination.
-func (j *joiner) modeOf(r *Record) string {
-	if j.all {
-		return modeBoth
-	}
-	c := &j.committed.rec
-	if !j.committed.here || c.Flags&FlagGone != 0 || c.Mode&modeFormat != r.Mode&modeFormat {
-		return modeNew
-	}
-	unsure := c.Flags&(FlagDirty|FlagExcluded|FlagOther) != 0 || r.isLinked() && c.Flags&FlagCarried != 0
-	for _, p := range j.pending {
-		if !p.here || p.rec.Flags&FlagGone != 0 || p.rec.Mode&modeFormat != r.Mode&modeFormat {
-			return modeNew
-		}
-		unsure = unsure || !same(r, &p.rec) || p.rec.Flags&FlagAgain != 0 && (r.IsDir() || r.isLinked())
-	}
-	switch {
-	case unsure:
-		return modeBoth
-	case same(r, c):
-		return modeSame
-	case r.IsDir():
-		return modeMeta
-	}
-	meta := r.Mode != c.Mode || r.UID != c.UID || r.GID != c.GID || r.AttrHash != c.AttrHash
-	data := r.data() != c.data() || r.Mtime != c.Mtime || r.Ino != c.Ino || r.Rdev != c.Rdev || r.isLinked() != c.isLinked()
-	switch {
-	case meta && data:
-		return modeBoth
-	case meta:
-		return modeMeta
-	}
-	// Also where nothing but the time of the last change differs: somebody may
-	// have put the modification time back.
-	return modeData
-}
-
-// same reports whether two records of a path are of the same object in the same
-// state. The device is left out: its number changes with mounts.
-func same(a, b *Record) bool {
-	if a.Mode != b.Mode || a.UID != b.UID || a.GID != b.GID || a.AttrHash != b.AttrHash ||
-		a.Mtime != b.Mtime || a.Ctime != b.Ctime || a.Ino != b.Ino || a.Rdev != b.Rdev {
-		return false
-	}
-	return a.IsDir() || a.data() == b.data() && a.Nlink == b.Nlink
-}

@@ -3,7 +3,6 @@ package scanner
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/fault"
@@ -20,7 +19,9 @@ type linkGroup struct {
 	key     []byte
 	text    []byte // keys and values of the members
 	members []linkMember
-	changed bool // a member has to be written, so all have
+	changed bool   // a member has to be written, so all have
+	split   bool   // the destination has it as several objects
+	at      devIno // what the destination has as a member; zero = not known
 }
 
 // linkMember is where a member's key and value are in the text of its group.
@@ -28,6 +29,7 @@ type linkMember struct {
 	key, value, end int
 	linked          uint64 // members of groups in its directory
 	mode            string
+	adopted         bool
 }
 
 // runLinks writes the hard-link groups from the sort by inode.
@@ -50,14 +52,19 @@ func (e *emitter) runLinks(ctx context.Context, m *merger) error {
 			}
 			g = linkGroup{key: append(g.key[:0], key[:inodeKey]...), text: g.text[:0], members: g.members[:0]}
 		}
-		linked, size := binary.Uvarint(value)
-		if size <= 0 || size == len(value) || int(value[size]) >= len(linkModes) {
+		d := decoder{b: value}
+		linked, at := d.uint(), devIno{d.uint(), d.uint()}
+		if d.bad || len(d.b) == 0 || int(d.b[0]&^memberAdopted) >= len(linkModes) {
 			return &fault.Error{Kind: fault.Corrupt, Op: "read back a link", Err: errShortRecord}
 		}
-		mem := linkMember{key: len(g.text), linked: linked, mode: linkModes[value[size]]}
+		if at != (devIno{}) {
+			g.split = g.split || g.at != devIno{} && g.at != at && !e.cfg.NoLinks
+			g.at = at
+		}
+		mem := linkMember{key: len(g.text), linked: linked, mode: linkModes[d.b[0]&^memberAdopted], adopted: d.b[0]&memberAdopted != 0}
 		g.text = append(g.text, key[inodeKey:]...)
 		mem.value = len(g.text)
-		g.text = append(g.text, value[size+1:]...)
+		g.text = append(g.text, d.b[1:]...)
 		mem.end = len(g.text)
 		g.members = append(g.members, mem)
 		g.changed = g.changed || mem.mode != modeSame
@@ -87,8 +94,16 @@ func (e *emitter) group(g *linkGroup) error {
 	e.res.Groups++
 	e.res.Links += uint64(len(g.members))
 	e.res.Bytes += first.data()
-	if !g.changed {
+	if !g.changed && g.split {
+		e.res.Repaired += uint64(len(g.members))
+	}
+	if !g.changed && !g.split {
 		e.res.Unchanged += uint64(len(g.members))
+		for _, mem := range g.members {
+			if mem.adopted {
+				e.res.Adopted++
+			}
+		}
 		return nil
 	}
 	e.res.CopyBytes += first.data()

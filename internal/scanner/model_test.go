@@ -156,6 +156,11 @@ func (m *model) do(l line, src map[string]*treetest.Entry) {
 		if e != nil && (e.Type == modeDir) == l.isDir || !ok || o.isDir != l.isDir {
 			return
 		}
+		for p := range m.objects {
+			if strings.HasPrefix(p, l.path+"/") {
+				return // a directory that is not empty stays
+			}
+		}
 		m.removeTree(l.path)
 	case controlfile.Hardlink:
 		if l.leader == l.path {
@@ -175,6 +180,21 @@ func (m *model) finish(l line, src map[string]*treetest.Entry) {
 	}
 }
 
+// dirsLast puts delete lines in the order in which they are executed: directories
+// last, and as they come.
+func dirsLast(lines []line, r *rand.Rand) []line {
+	var files, dirs []line
+	for _, l := range lines {
+		if l.isDir {
+			dirs = append(dirs, l)
+		} else {
+			files = append(files, l)
+		}
+	}
+	r.Shuffle(len(files), func(i, j int) { files[i], files[j] = files[j], files[i] })
+	return append(files, dirs...)
+}
+
 // run executes lines in the order of the phases; stop, if not negative, is after
 // how many of them it is killed. Within a phase the order is any.
 func (m *model) run(lines []line, list []treetest.Entry, r *rand.Rand, stop int, fails func(line) bool) []Failed {
@@ -191,7 +211,11 @@ func (m *model) run(lines []line, list []treetest.Entry, r *rand.Rand, stop int,
 				todo = append(todo, l)
 			}
 		}
-		r.Shuffle(len(todo), func(i, j int) { todo[i], todo[j] = todo[j], todo[i] })
+		if kind == controlfile.Delete {
+			todo = dirsLast(todo, r)
+		} else {
+			r.Shuffle(len(todo), func(i, j int) { todo[i], todo[j] = todo[j], todo[i] })
+		}
 		// A leader comes before its members.
 		slices.SortStableFunc(todo, func(a, b line) int {
 			if a.leader != b.leader {

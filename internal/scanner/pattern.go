@@ -2,7 +2,10 @@ package scanner
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
@@ -15,45 +18,162 @@ type pattern struct {
 	parts    []string // of an anchored pattern; else one
 }
 
-// filter decides which entries are left out. It is read-only after its making
-// and safe for concurrent use.
-type filter struct {
-	excludes, includes []pattern
+// Rule is a pattern of an ordered list, in which the last one that matches an
+// entry decides.
+type Rule struct {
+	Pattern string `json:"pattern"`
+	Include bool   `json:"include,omitempty"` // it takes back what rules before it left out
+	From    string `json:"from,omitempty"`    // where it stands, "FILE:LINE"; "" = it was given by itself
 }
 
-func newFilter(excludes, includes []string) (*filter, error) {
-	f := &filter{}
-	for _, set := range []struct {
-		what string
-		in   []string
-		out  *[]pattern
-	}{{"exclude", excludes, &f.excludes}, {"include", includes, &f.includes}} {
-		for _, text := range set.in {
-			p, err := parsePattern(text)
-			if err != nil {
-				return nil, &fault.Error{
-					Kind: fault.Invalid, Op: "read " + set.what + " pattern", Path: text, Err: err,
-					Hint: `patterns are made of *, ?, [a-z], ** and \ before a character to be taken as it is`,
-				}
+// String names the rule as a person wrote it.
+func (r Rule) String() string {
+	text := strconv.Quote(r.Pattern)
+	if r.From == "" {
+		return text
+	}
+	if r.Include {
+		text = strconv.Quote("!" + r.Pattern)
+	}
+	return text + " in " + r.From
+}
+
+// rule is a compiled Rule.
+type rule struct {
+	Rule
+	pattern
+	met atomic.Bool // an entry that the walk came to matches it
+}
+
+// filter decides which entries are left out. It is safe for concurrent use.
+type filter struct {
+	excludes, includes []*rule
+	rules              []*rule // in order
+
+	listed    *selection // nil = no list
+	maxSize   uint64     // 0 = any
+	newerThan Time       // zero = any
+}
+
+// newFilter takes the patterns of cfg, and rules, those of its files.
+func newFilter(cfg *Config, rules []Rule) (*filter, error) {
+	f := &filter{maxSize: uint64(cfg.MaxSize)}
+	if !cfg.NewerThan.IsZero() {
+		f.newerThan = Time{cfg.NewerThan.Unix(), uint32(cfg.NewerThan.Nanosecond())}
+	}
+	add := func(what string, r Rule, to *[]*rule) error {
+		p, err := parsePattern(r.Pattern)
+		if err != nil {
+			if r.From != "" {
+				err = fmt.Errorf("%s: %w", r.From, err)
 			}
-			*set.out = append(*set.out, p)
+			return &fault.Error{
+				Kind: fault.Invalid, Op: "read " + what + " pattern", Path: r.Pattern, Err: err,
+				Hint: `patterns are made of *, ?, [a-z], ** and \ before a character to be taken as it is: fsbackup help patterns`,
+			}
+		}
+		*to = append(*to, &rule{Rule: r, pattern: p})
+		return nil
+	}
+	for _, text := range cfg.Excludes {
+		if err := add("exclude", Rule{Pattern: text}, &f.excludes); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range cfg.Includes {
+		if err := add("include", Rule{Pattern: text, Include: true}, &f.includes); err != nil {
+			return nil, err
+		}
+	}
+	for _, r := range rules {
+		if err := add("exclude", r, &f.rules); err != nil {
+			return nil, err
 		}
 	}
 	return f, nil
 }
 
-// out reports whether the entry at path, relative and never empty, is left out.
-func (f *filter) out(path string, isDir bool) bool {
-	return matchAny(f.excludes, path, isDir) && !matchAny(f.includes, path, isDir)
+// out reports whether a pattern leaves the entry at path out; path is relative
+// and never empty.
+func (f *filter) out(path string, isDir bool) bool { return f.decide(path, isDir, false) }
+
+// meet is out for an entry that is there: the patterns that match it are not in
+// vain.
+func (f *filter) meet(path string, isDir bool) bool { return f.decide(path, isDir, true) }
+
+func (f *filter) decide(path string, isDir, meet bool) bool {
+	out := matchAny(f.excludes, path, isDir, meet)
+	if meet || !out {
+		out = f.ruledOut(path, isDir, meet) || out
+	}
+	if !meet && !out {
+		return false
+	}
+	return !matchAny(f.includes, path, isDir, meet) && out
 }
 
-func matchAny(list []pattern, path string, isDir bool) bool {
-	for i := range list {
-		if list[i].match(path, isDir) {
-			return true
+// ruledOut reports what the ordered rules say.
+func (f *filter) ruledOut(path string, isDir, meet bool) bool {
+	decided, out := false, false
+	for _, r := range slices.Backward(f.rules) {
+		if decided && !r.unmet(meet) || !r.match(path, isDir) {
+			continue
+		}
+		r.see(meet)
+		if !decided {
+			decided, out = true, !r.Include
+		}
+		if !meet {
+			break
 		}
 	}
-	return false
+	return out
+}
+
+// matchAny reports whether a rule of the list matches. With meet it also looks at
+// those behind the first that does, as long as nothing has matched them: a pattern
+// is not in vain because another leaves out the same.
+func matchAny(list []*rule, path string, isDir, meet bool) bool {
+	found := false
+	for _, r := range list {
+		if found && !r.unmet(meet) || !r.match(path, isDir) {
+			continue
+		}
+		found = true
+		r.see(meet)
+		if !meet {
+			break
+		}
+	}
+	return found
+}
+
+// unmet reports whether it is still to be found out that something matches.
+func (r *rule) unmet(meet bool) bool { return meet && !r.met.Load() }
+
+func (r *rule) see(meet bool) {
+	if r.unmet(meet) {
+		r.met.Store(true)
+	}
+}
+
+// tooBigOrOld reports whether an entry that is no directory is left out for its
+// size or its time.
+func (f *filter) tooBigOrOld(r *Record) bool {
+	return f.maxSize > 0 && r.data() > f.maxSize || f.newerThan != (Time{}) && r.Mtime.before(f.newerThan)
+}
+
+// unmatched returns the rules that nothing matched.
+func (f *filter) unmatched() []Rule {
+	var out []Rule
+	for _, list := range [][]*rule{f.excludes, f.includes, f.rules} {
+		for _, r := range list {
+			if !r.met.Load() {
+				out = append(out, r.Rule)
+			}
+		}
+	}
+	return out
 }
 
 func parsePattern(text string) (pattern, error) {

@@ -4,12 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 
 	"github.com/zeebo/xxh3"
 
-	"github.com/fsbackup/fsbackup/internal/controlfile"
+	"github.com/fsbackup/fsbackup/internal/entry"
 )
 
 // Time is a point in time as the kernel keeps it.
@@ -17,6 +18,9 @@ type Time struct {
 	Sec  int64
 	Nsec uint32
 }
+
+// Span is what lies between two points in time, both included.
+type Span struct{ From, To Time }
 
 // Flags mark what is special about a record. The numbers are in state files:
 // append only.
@@ -53,11 +57,16 @@ const (
 	// that is committed a directory may have lost its times to it, and a link its
 	// group.
 	FlagAgain
+	// FlagUnsure marks an entry that was emitted for a job which keeps targets: its
+	// copy may be an older one, of the same size and time. It is if it is still what
+	// was there before, which is Copy.
+	FlagUnsure
 )
 
 // Marks of records that the walk hands over and no state has: what is known of
 // a path about which nothing is known.
 const (
+	markLater    Flags = 1 << 29 // attributes and holes were not looked at yet; not one of marks
 	markUnknown  Flags = 1 << 30 // it could not be looked at
 	markKeptAway Flags = 1 << 31 // a directory that the scan was told to keep away from
 	marks              = markUnknown | markKeptAway
@@ -77,14 +86,29 @@ type Record struct {
 	// AttrHash is a hash of ACLs and extended attributes, 0 if there are none.
 	AttrHash uint64
 
+	// Copy says what the destination was seen to have as this entry's copy. Only
+	// states have it.
+	Copy Copy
+
 	SubDirs uint32 // of a directory: directories in it
 	Linked  uint32 // of a directory: non-directories in it with several links
 
 	AccessACL, DefaultACL string // text form of controlfile.ACLFromXattr
 	Symlink               string
-	Xattrs                []controlfile.Xattr
-	Sparse                []controlfile.Extent // nil = not known
+	Xattrs                []entry.Xattr
+	Sparse                []entry.Extent // nil = not known
 }
+
+// Copy identifies a copy in the destination: while both stay as they are, nobody has
+// touched it. Of directories the number alone is kept. The zero value says that nothing
+// was seen.
+type Copy struct {
+	Ino   uint64
+	Ctime Time
+}
+
+// noCopy says that there was none.
+var noCopy = Copy{Ino: math.MaxUint64}
 
 // IsDir reports whether the record is that of a directory.
 func (r *Record) IsDir() bool { return r.Mode&modeFormat == modeDir }
@@ -173,7 +197,8 @@ const (
 	hasSymlink
 	hasXattrs
 	hasSparse
-	isSlot // only flags follow
+	isSlot  // only flags follow
+	hasCopy // in states: the copy follows the numbers
 )
 
 // appendValue appends everything of a record but its key.
@@ -222,7 +247,13 @@ func appendState(b []byte, r *Record) []byte {
 	if r.IsDir() && r.Name != "" {
 		return appendValue(b, r)
 	}
-	return appendHead(b, r, 0)
+	if r.Copy == (Copy{}) {
+		return appendHead(b, r, 0)
+	}
+	b = appendHead(b, r, hasCopy)
+	b = binary.AppendUvarint(b, r.Copy.Ino)
+	b = binary.AppendVarint(b, r.Copy.Ctime.Sec)
+	return binary.AppendUvarint(b, uint64(r.Copy.Ctime.Nsec))
 }
 
 func appendHead(b []byte, r *Record, parts uint64) []byte {
@@ -246,7 +277,7 @@ func hashAttrs(r *Record) uint64 {
 		return 0
 	}
 	b := appendString(appendString(nil, r.AccessACL), r.DefaultACL)
-	xattrs := slices.SortedFunc(slices.Values(r.Xattrs), func(x, y controlfile.Xattr) int { return strings.Compare(x.Name, y.Name) })
+	xattrs := slices.SortedFunc(slices.Values(r.Xattrs), func(x, y entry.Xattr) int { return strings.Compare(x.Name, y.Name) })
 	for _, x := range xattrs {
 		b = binary.AppendUvarint(appendString(b, x.Name), uint64(len(x.Value)))
 		b = append(b, x.Value...)
@@ -319,6 +350,9 @@ func decodeHead(d *decoder, r *Record) (parts uint64) {
 		t.Nsec = uint32(d.uint())
 	}
 	r.AttrHash = d.uint()
+	if parts&hasCopy != 0 {
+		r.Copy.Ino, r.Copy.Ctime.Sec, r.Copy.Ctime.Nsec = d.uint(), d.int(), uint32(d.uint())
+	}
 	return parts
 }
 
@@ -346,12 +380,12 @@ func decodeValue(b []byte, r *Record) error {
 	}
 	if parts&hasXattrs != 0 {
 		for n := d.uint(); n > 0 && !d.bad; n-- {
-			r.Xattrs = append(r.Xattrs, controlfile.Xattr{Name: string(d.bytes()), Value: bytes.Clone(d.bytes())})
+			r.Xattrs = append(r.Xattrs, entry.Xattr{Name: string(d.bytes()), Value: bytes.Clone(d.bytes())})
 		}
 	}
 	if parts&hasSparse != 0 {
 		for n := d.uint(); n > 0 && !d.bad; n-- {
-			r.Sparse = append(r.Sparse, controlfile.Extent{Offset: d.uint(), Length: d.uint()})
+			r.Sparse = append(r.Sparse, entry.Extent{Offset: d.uint(), Length: d.uint()})
 		}
 	}
 	if d.bad || len(d.b) > 0 {

@@ -3,13 +3,16 @@ package scanner
 import (
 	"context"
 	"errors"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
@@ -28,7 +31,7 @@ func Scan(ctx context.Context, cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := newFilter(cfg.Excludes, cfg.Includes)
+	f, err := cfg.filter()
 	if err != nil {
 		return nil, err
 	}
@@ -38,6 +41,7 @@ func Scan(ctx context.Context, cfg Config) (*Result, error) {
 		if fs, err = openFSTree(cfg.Source, cfg.OneFileSystem); err != nil {
 			return nil, err
 		}
+		fs.pseudo.take = cfg.PseudoFS
 		tree = fs
 	}
 	defer tree.Close()
@@ -54,6 +58,15 @@ func Scan(ctx context.Context, cfg Config) (*Result, error) {
 	s.begun = cfg.clock()
 	if fs != nil {
 		s.keepAway(fs)
+	}
+	if s.dest, err = s.openDestination(); err != nil {
+		return nil, err
+	}
+	if s.dest != nil {
+		defer func() { _ = s.dest.close() }() // read only
+	}
+	if s.fs = fs; fs != nil && len(cfg.Pending) == 0 {
+		fs.since = cfg.KnownSince
 	}
 	s.res = Result{ControlDir: l.ctrl, MetaDir: l.meta, Started: cfg.Now}
 	stop := s.progress()
@@ -73,8 +86,10 @@ type scan struct {
 	cfg      *Config
 	layout   layout
 	problems *problems
+	fs       *fsTree // nil = another tree
 	walker   *walker
 	runs     *runSet
+	dest     *destination // nil = it is not looked at
 	begun    time.Time
 	res      Result
 	written  atomic.Uint64
@@ -83,21 +98,34 @@ type scan struct {
 
 func (s *scan) run(ctx context.Context) error {
 	log := s.cfg.Logger.With("component", "scanner")
-	if err := s.walker.run(ctx); err != nil {
+	if err := s.walk(ctx); err != nil {
 		return err
 	}
 	s.walked.Store(true)
 	w := s.walker
 	s.res.Excluded, s.res.Vanished, s.res.MountPoints = w.excluded.Load()+w.keptAway.Load(), w.vanished.Load(), w.mountPoints.Load()
+	if s.fs != nil {
+		s.res.PseudoSkipped = s.fs.pseudo.list()
+		s.res.MountPoints -= uint64(len(s.res.PseudoSkipped))
+	}
 	log.Info("tree walked", "dirs", w.dirs.Load(), "files", w.files.Load(), "problems", s.problems.number())
 	if err := w.only.missing("scan", "the source"); err != nil {
 		return err
+	}
+	for path := range w.filter.absent() {
+		s.problems.add(path, &fault.Error{
+			Kind: fault.NotFound, Op: "look for", Path: orDot(path), Err: errors.New("it is in the list of paths and not in the source"),
+		})
 	}
 	if err := s.refuseEmpty(); err != nil {
 		return err
 	}
 	if err := s.write(ctx); err != nil {
 		return err
+	}
+	s.res.Unmatched = w.filter.unmatched() // also by what only the destination has
+	for _, r := range s.res.Unmatched {
+		s.res.UnmatchedPatterns = append(s.res.UnmatchedPatterns, r.Pattern)
 	}
 	for _, dir := range []string{s.layout.ctrl, s.layout.meta, s.layout.state} {
 		if err := syncDir(dir); err != nil {
@@ -108,17 +136,37 @@ func (s *scan) run(ctx context.Context) error {
 	return nil
 }
 
+// walk walks the source and, beside it, the destination.
+func (s *scan) walk(ctx context.Context) error {
+	if s.dest == nil {
+		return s.walker.run(ctx)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.walker.run(ctx) })
+	g.Go(func() error { return s.dest.walker.run(ctx) })
+	return g.Wait()
+}
+
 // refuseEmpty stops a scan that found nothing below the root but its own output
-// or the destination: more often than not the source is not mounted.
+// or the destination: more often than not the source is not mounted. Where a first
+// scan has left everything out, more often than not a pattern is wrong; later ones
+// keep what earlier ones knew.
 func (s *scan) refuseEmpty() error {
 	w := s.walker
-	if s.cfg.AllowEmpty || w.dirs.Load() > 1 || w.files.Load() > 0 || w.excluded.Load() > 0 || s.problems.number() > 0 {
+	if s.cfg.AllowEmpty || w.dirs.Load() > 1 || w.files.Load() > 0 || s.problems.number() > 0 {
 		return nil
 	}
-	return &fault.Error{
+	err := &fault.Error{
 		Kind: fault.Unsafe, Op: "scan", Path: s.cfg.Source, Err: errors.New("the source is empty"),
-		Hint: "mount it, or say that an empty source is meant",
+		Hint: "mount it, or say that an empty source is meant: --allow-empty",
 	}
+	if w.excluded.Load() > 0 {
+		if s.cfg.Committed != "" || len(s.cfg.Pending) > 0 {
+			return nil
+		}
+		err.Err, err.Hint = errors.New("the source is empty after excludes"), "look at what they leave out (fsbackup help patterns), or go on with --allow-empty"
+	}
+	return err
 }
 
 // write turns the sorted runs into files.
@@ -136,7 +184,12 @@ func (s *scan) write(ctx context.Context) (err error) {
 	if err := j.open(s.cfg.Committed, s.cfg.Pending); err != nil {
 		return err
 	}
-	if len(s.cfg.Paths) == 0 {
+	if s.cfg.Suspects != nil {
+		if j.suspects, err = sortFailed(s.layout.spill, s.cfg.Suspects); err != nil {
+			return err
+		}
+	}
+	if len(s.cfg.Paths) == 0 && s.cfg.Suspects == nil {
 		state, err := createState(filepath.Join(s.layout.state, stateName))
 		if err != nil {
 			return err
@@ -163,7 +216,9 @@ func (s *scan) newJoiner(e *emitter) *joiner {
 	at := func(t time.Time) Time { return Time{t.Unix(), uint32(t.Nanosecond())} }
 	tick := s.cfg.ClockTick
 	j := &joiner{
-		e: e, filter: s.walker.filter, skip: s.walker.skip, all: !s.cfg.Incremental || s.cfg.Committed == "",
+		e: e, filter: s.walker.filter, skip: s.walker.skip, all: s.cfg.Suspects == nil && (!s.cfg.Incremental || s.cfg.Committed == "" && s.dest == nil),
+		src: s.fs, settled: true, dest: s.dest, lacking: map[string]*Lacking{},
+		way:            &wayOut{lines: &sortBuffer{runs: newRunSet(s.layout.spill, "ways", s.cfg.fanIn), limit: int(s.cfg.MemoryLimit / 16)}},
 		deleteExcluded: s.cfg.DeleteExcluded,
 		// A modification time alone counts only if it is of now: it can be set to
 		// any time to come, and would be dirty until then.
@@ -188,6 +243,18 @@ func (s *scan) writeControl(ctx context.Context, e *emitter, j *joiner) error {
 	s.walker.buffers = nil // the merger frees each as it is used up
 	if err := merged(s.runs, buffers, func(m *merger) error { return j.run(ctx, m) }); err != nil {
 		return err
+	}
+	err := merged(j.way.lines.runs, []*sortBuffer{j.way.lines}, func(m *merger) error {
+		free, err := j.way.clear(m, e.remove)
+		e.res.InWay = uint64(free)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	e.res.Listed, e.res.Settled = s.dest != nil, j.settled
+	for _, kind := range slices.Sorted(maps.Keys(j.lacking)) {
+		e.res.Lacking = append(e.res.Lacking, *j.lacking[kind])
 	}
 	if err := e.finishAll(controlfile.Delete); err != nil {
 		return err

@@ -425,3 +425,42 @@ func TestNamesThatImitateLinesAreProblems(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 }
+
+func TestPseudoFileSystemsBelowTheSourceAreNotEntered(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join(t.TempDir(), "src")
+	for _, d := range []string{"proc", "sub/proc", "real"} {
+		write(t, filepath.Join(root, d, "hidden"), "x")
+	}
+	mount := func(kind, at, data string) {
+		at = filepath.Join(root, at)
+		if err := unix.Mount("none", at, kind, 0, data); err != nil {
+			t.Skipf("cannot mount: %v", err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	mount("proc", "proc", "")
+	mount("proc", "sub/proc", "")
+	mount("tmpfs", "real", "size=1m")
+	write(t, filepath.Join(root, "real", "file"), "x")
+	res, got := scanTree(t, Config{Source: root})
+	if d := cmp.Diff("proc real real/file sub sub/proc", strings.Join(got.paths(), " ")); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff([]Pseudo{{"proc", "proc"}, {"sub/proc", "proc"}}, res.PseudoSkipped); d != "" || res.MountPoints != 0 {
+		t.Errorf("%d mount points %s", res.MountPoints, d)
+	}
+	// One that is named is taken, and so are all if that is asked for.
+	named, _ := scanTree(t, Config{Source: filepath.Join(root, "proc"), Excludes: []string{"/*/*"}})
+	if len(named.PseudoSkipped) > 0 || named.Dirs < 3 {
+		t.Errorf("a source that is such a file system: %d directories", named.Dirs)
+	}
+	all, _ := scanTree(t, Config{Source: root, PseudoFS: true, Excludes: []string{"/proc/*", "/sub/proc/*"}})
+	if all.PseudoSkipped != nil || all.Excluded < 20 {
+		t.Errorf("%d excluded", all.Excluded)
+	}
+}

@@ -73,11 +73,21 @@ func (p *selection) below(path string) bool {
 	return true
 }
 
-// missing returns an error that names a path that has not been met.
-func (p *selection) missing(op, where string) error {
-	if p == nil {
-		return nil
+// within reports whether the entry is below one of those named, itself not counted.
+func (p *selection) within(path string) bool {
+	if p.want[""] {
+		return true
 	}
+	for path != "" {
+		if path, _ = splitPath(path); p.want[path] {
+			return true
+		}
+	}
+	return false
+}
+
+// unseen returns the named paths that have not been met, in order.
+func (p *selection) unseen() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var miss []string
@@ -86,10 +96,19 @@ func (p *selection) missing(op, where string) error {
 			miss = append(miss, path)
 		}
 	}
+	slices.Sort(miss)
+	return miss
+}
+
+// missing returns an error that names a path that has not been met.
+func (p *selection) missing(op, where string) error {
+	if p == nil {
+		return nil
+	}
+	miss := p.unseen()
 	if len(miss) == 0 {
 		return nil
 	}
-	slices.Sort(miss)
 	return &fault.Error{
 		Kind: fault.NotFound, Op: op, Path: miss[0], Err: errors.New("it is not in " + where),
 		Hint: "name paths as they are below the root, and none that is excluded",

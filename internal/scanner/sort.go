@@ -23,6 +23,25 @@ type sortBuffer struct {
 	used   int      // blocks with content
 	size   int      // bytes of content
 	index  []uint64 // block<<32 | offset
+	groups []int    // where in the index each group ends; see group
+}
+
+// group says that all pairs which were added since the last call come after one
+// another in the order of keys, with none of another group between them: what one
+// directory holds. Sorting is cheaper then. A buffer has groups for all of its pairs or
+// for none.
+func (s *sortBuffer) group() {
+	if n := len(s.index); n > s.grouped() {
+		s.groups = append(s.groups, n)
+	}
+}
+
+// grouped returns where the last group ends.
+func (s *sortBuffer) grouped() int {
+	if len(s.groups) == 0 {
+		return 0
+	}
+	return s.groups[len(s.groups)-1]
 }
 
 // add takes a pair; both are copied.
@@ -64,11 +83,50 @@ func (s *sortBuffer) pair(at uint64) (key, value []byte) {
 }
 
 func (s *sortBuffer) sort() {
+	if len(s.groups) > 0 {
+		s.sortGroups()
+		return
+	}
 	slices.SortFunc(s.index, func(a, b uint64) int {
 		x, _ := s.pair(a)
 		y, _ := s.pair(b)
 		return bytes.Compare(x, y)
 	})
+}
+
+// sortGroups sorts the pairs of each group and then the groups.
+func (s *sortBuffer) sortGroups() {
+	s.group() // what a directory had when the buffer was full
+	type keyed struct {
+		key []byte
+		at  uint64
+	}
+	type span struct {
+		first    []byte
+		from, to int
+	}
+	var pairs []keyed
+	spans := make([]span, 0, len(s.groups))
+	from := 0
+	for _, to := range s.groups {
+		pairs = pairs[:0]
+		for _, at := range s.index[from:to] {
+			key, _ := s.pair(at)
+			pairs = append(pairs, keyed{key, at})
+		}
+		slices.SortFunc(pairs, func(a, b keyed) int { return bytes.Compare(a.key, b.key) })
+		for i, p := range pairs {
+			s.index[from+i] = p.at
+		}
+		spans = append(spans, span{pairs[0].key, from, to})
+		from = to
+	}
+	slices.SortFunc(spans, func(a, b span) int { return bytes.Compare(a.first, b.first) })
+	sorted := make([]uint64, 0, len(s.index))
+	for _, sp := range spans {
+		sorted = append(sorted, s.index[sp.from:sp.to]...)
+	}
+	s.index, s.groups = sorted, s.groups[:0]
 }
 
 // spill writes the content to a run and empties the buffer.
@@ -89,7 +147,7 @@ func (s *sortBuffer) spill() error {
 	for i := range s.blocks {
 		s.blocks[i] = s.blocks[i][:0]
 	}
-	s.index, s.used, s.size = s.index[:0], 0, 0
+	s.index, s.groups, s.used, s.size = s.index[:0], s.groups[:0], 0, 0
 	return nil
 }
 

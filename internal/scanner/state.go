@@ -17,10 +17,12 @@ import (
 // The state file is the ordered stream itself: a magic line, then pairs as in a
 // sort run, all compressed; at the end a pair head of a shared length that no
 // key can have, and the number of records, so that a file that was cut short is
-// never taken for a smaller tree. Version 1 knew no slots and no hashes.
+// never taken for a smaller tree. Version 1 knew no slots and no hashes, version 2 no
+// copies; it is read all the same.
 const (
 	stateName  = "entries.zst"
-	stateMagic = "fsbackup scan state 2\n"
+	stateMagic = "fsbackup scan state 3\n"
+	stateOlder = "fsbackup scan state 2\n"
 	stateEnd   = 1 << 40
 )
 
@@ -36,7 +38,11 @@ type stateWriter struct {
 }
 
 func createState(path string) (*stateWriter, error) {
-	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	// What a killed process has left may be a second name of another state, see Take.
+	if err := os.Remove(path + ".tmp"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, stateError(path, err)
+	}
+	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, stateError(path, err)
 	}
@@ -125,7 +131,7 @@ func OpenState(path string) (*State, error) {
 	switch _, err := io.ReadFull(s.p.r, magic); {
 	case err != nil:
 		return nil, errors.Join(stateError(path, err), s.Close())
-	case string(magic) != stateMagic:
+	case string(magic) != stateMagic && string(magic) != stateOlder:
 		return nil, errors.Join(stateError(path, errStateVersion), s.Close())
 	}
 	return s, nil
@@ -177,7 +183,10 @@ func (s *State) pair() (key, value []byte, err error) {
 
 // end reports whether the end mark comes, with the right count.
 func (s *State) end() (bool, error) {
-	b, _ := s.p.r.Peek(2 * binary.MaxVarintLen64)
+	b, err := s.p.r.Peek(2 * binary.MaxVarintLen64)
+	if err != nil && !errors.Is(err, io.EOF) { // among them the checksum's, which comes last
+		return false, stateError(s.path, err)
+	}
 	shared, size := binary.Uvarint(b)
 	if size <= 0 || shared != stateEnd {
 		return false, nil

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"github.com/fsbackup/fsbackup/internal/controlfile"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
@@ -111,8 +111,8 @@ func genRecord(t *rapid.T) *Record {
 		r.Name, r.Mode = part().Draw(t, "name"), modeRegular|0o644
 		r.Symlink, r.AccessACL = rapid.String().Draw(t, "target"), rapid.String().Draw(t, "acl")
 		for range rapid.IntRange(0, 2).Draw(t, "xattrs") {
-			r.Xattrs = append(r.Xattrs, controlfile.Xattr{Name: "n", Value: rapid.SliceOfN(rapid.Byte(), 1, 9).Draw(t, "value")})
-			r.Sparse = append(r.Sparse, controlfile.Extent{Offset: r.Size, Length: 1})
+			r.Xattrs = append(r.Xattrs, entry.Xattr{Name: "n", Value: rapid.SliceOfN(rapid.Byte(), 1, 9).Draw(t, "value")})
+			r.Sparse = append(r.Sparse, entry.Extent{Offset: r.Size, Length: 1})
 		}
 	}
 	return r
@@ -414,5 +414,100 @@ func TestProblemsBeyondTheListAreInTheFile(t *testing.T) {
 	}
 	if !errors.Is(r.Problems[0].Err, unix.EIO) || !fault.Is(r.Problems[0].Err, fault.Internal) {
 		t.Errorf("%v", r.Problems[0].Err)
+	}
+}
+
+// TestGroupsAreSortedAsAllIs sorts what directories hold, group by group, and all of it
+// at once.
+func TestGroupsAreSortedAsAllIs(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	rapid.Check(t, func(t *rapid.T) {
+		limit := rapid.SampledFrom([]int{200, 1 << 10, 1 << 20}).Draw(t, "limit")
+		dir, err := os.MkdirTemp(base, "groups") //nolint:usetesting // rapid has none, and this is for one of many
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir) //nolint:errcheck // temporary
+		grouped, plain := &sortBuffer{runs: newRunSet(dir, "g", 0), limit: limit}, &sortBuffer{runs: newRunSet(dir, "p", 0), limit: limit}
+		dirs := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"", "a", "b", "a/x", "a/y", "ab", "a/x/z", "b/a", "\x01", "a/\xff"}), 1, 10, func(s string) string { return s }).Draw(t, "dirs")
+		add := func(r *Record) {
+			for _, b := range []*sortBuffer{grouped, plain} {
+				if err := b.add(appendKey(nil, r), []byte{1}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for _, d := range dirs {
+			for _, name := range rapid.SliceOfNDistinct(part(), 0, 6, func(s string) string { return s }).Draw(t, "names") {
+				add(&Record{Dir: d, Name: name})
+			}
+			add(&Record{Dir: d, Mode: modeDir})
+			grouped.group()
+		}
+		var keys [2][]string
+		for i, b := range []*sortBuffer{grouped, plain} {
+			m, err := b.runs.merge([]*sortBuffer{b})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for {
+				key, _, ok, err := m.next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !ok {
+					break
+				}
+				keys[i] = append(keys[i], string(key))
+			}
+		}
+		if d := gocmp.Diff(keys[1], keys[0]); d != "" {
+			t.Fatal(d)
+		}
+	})
+}
+
+func TestStatesKeepWhatTheDestinationWasSeenToHave(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		r := Record{Mode: modeRegular | 0o644, Size: 3, Copy: Copy{Ino: rapid.Uint64().Draw(t, "inode"), Ctime: Time{rapid.Int64().Draw(t, "s"), rapid.Uint32Range(0, 999_999_999).Draw(t, "ns")}}}
+		var got Record
+		if err := decodeNumbers(appendState(nil, &r), &got); err != nil || got.Copy != r.Copy || got.Size != r.Size {
+			t.Fatalf("%+v, %v", got, err)
+		}
+	})
+}
+
+func TestTimesAsFileSystemsKeepThem(t *testing.T) {
+	t.Parallel()
+	want := Time{1_700_000_001, 123_456_789}
+	for _, kept := range []Time{want, {want.Sec, 123_456_700}, {want.Sec, 123_456_000}, {want.Sec, 123_000_000}, {want.Sec, 0}, {want.Sec - 1, 0}} {
+		if !keptTime(want, kept) {
+			t.Errorf("%v is not taken for %v", kept, want)
+		}
+	}
+	for _, other := range []Time{{want.Sec, 123_456_788}, {want.Sec, 123_456_790}, {want.Sec + 1, 0}, {want.Sec - 2, 0}, {want.Sec - 1, 123_456_789}} {
+		if keptTime(want, other) {
+			t.Errorf("%v is taken for %v", other, want)
+		}
+	}
+}
+
+// TestAStateIsNotWrittenThroughAnotherName: Take was killed between its two steps.
+func TestAStateIsNotWrittenThroughAnotherName(t *testing.T) {
+	t.Parallel()
+	s := started(t, "a")
+	s.put("b")
+	s.scan()
+	pending := s.pending[len(s.pending)-1]
+	before, err := os.ReadFile(pending)
+	s.must(err)
+	s.must(os.Link(pending, s.committed+".tmp"))
+	s.put("c", "d")
+	s.scan()
+	s.commit()
+	if after, err := os.ReadFile(pending); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the state of the scan was written over: %d bytes, %d before, %v", len(after), len(before), err)
 	}
 }

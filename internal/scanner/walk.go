@@ -17,10 +17,12 @@ import (
 type walker struct {
 	tree     Tree
 	filter   *filter
-	skip     map[string]bool // entry paths of directories to keep away from
-	only     *selection      // nil = all of the tree
+	skip     map[string]bool        // entry paths of directories to keep away from
+	only     *selection             // nil = all of the tree
+	hide     func(path string) bool // entries that are as if they were not there; nil = none
 	pending  *pending
 	problems *problems
+	marks    bool // earlier scans may know what is left out for its size or time
 	buffers  []*sortBuffer
 
 	dirs, files, bytes, vanished, mountPoints atomic.Uint64
@@ -31,11 +33,15 @@ type walker struct {
 func newWalker(tree Tree, f *filter, c *Config, l layout, p *problems) (*walker, *runSet) {
 	runs := newRunSet(l.spill, "entries", c.fanIn)
 	w := &walker{
-		tree: tree, filter: f, skip: map[string]bool{}, problems: p,
+		tree: tree, filter: f, skip: map[string]bool{}, problems: p, marks: c.compares(),
 		pending: newPending(l.spill, int(c.MemoryLimit/8/pendingPathBytes)),
 	}
+	share := int64(2)
+	if c.Destination != "" {
+		share = 4
+	}
 	for range c.Workers {
-		w.buffers = append(w.buffers, &sortBuffer{runs: runs, limit: int(c.MemoryLimit / 2 / int64(c.Workers))})
+		w.buffers = append(w.buffers, &sortBuffer{runs: runs, limit: int(c.MemoryLimit / share / int64(c.Workers))})
 	}
 	return w, runs
 }
@@ -62,7 +68,13 @@ func (w *walker) run(ctx context.Context) error {
 
 func (w *walker) work(ctx context.Context, buf *sortBuffer) error {
 	var key, value []byte // scratch
+	var current string    // the directory that is read
+	var others []Record   // of what is below it: each is a group of its own in the sort
 	add := func(r *Record) error {
+		if r.Name == "" && r.Dir != current {
+			others = append(others, *r)
+			return nil
+		}
 		r.AttrHash = hashAttrs(r)
 		key, value = appendKey(key[:0], r), appendValue(value[:0], r)
 		return buf.add(key, value)
@@ -75,7 +87,14 @@ func (w *walker) work(ctx context.Context, buf *sortBuffer) error {
 		if !ok {
 			return ctx.Err()
 		}
+		current, others = dir, others[:0]
 		err = w.dir(ctx, dir, add)
+		buf.group()
+		for i := range others {
+			current = others[i].Dir
+			err = errors.Join(err, add(&others[i]))
+			buf.group()
+		}
 		w.pending.done()
 		if err != nil {
 			return err
@@ -125,17 +144,22 @@ func (w *walker) entries(ctx context.Context, dir *Record, rd DirReader, add fun
 	keep := func(name string, isDir bool) bool {
 		path := joinPath(dir.Dir, name)
 		switch {
-		case !w.only.has(path, isDir):
+		case !w.only.has(path, isDir), w.hide != nil && w.hide(path):
 			return false
 		case isDir && w.skip[path]:
 			w.keptAway.Add(1)
-		case w.filter.out(path, isDir):
+			return false
+		case !w.filter.listed.has(path, isDir):
 			w.excluded.Add(1)
-		default:
-			w.only.note(path)
-			return true
+			return false
 		}
-		return false
+		w.filter.listed.note(path)
+		if w.filter.meet(path, isDir) {
+			w.excluded.Add(1)
+			return false
+		}
+		w.only.note(path)
+		return true
 	}
 	var subs []string
 	for {
@@ -170,12 +194,16 @@ func (w *walker) entries(ctx context.Context, dir *Record, rd DirReader, add fun
 				} else {
 					w.problems.add(path, f.Err)
 				}
-				// What it is, or was, is not known.
-				if err := add(&Record{Dir: dir.Dir, Name: f.Name, Flags: markUnknown}); err != nil {
+				if err := addUnknown(dir.Dir, f.Name, add); err != nil {
 					return err
 				}
-				if err := add(&Record{Dir: path, Mode: modeDir, Flags: markUnknown}); err != nil {
-					return err
+			case w.filter.tooBigOrOld(&f.Rec):
+				w.excluded.Add(1)
+				// Earlier scans may know it, and it is not gone.
+				if w.marks {
+					if err := addUnknown(dir.Dir, f.Name, add); err != nil {
+						return err
+					}
 				}
 			default:
 				f.Rec.Dir, f.Rec.Name = dir.Dir, f.Name
@@ -195,4 +223,13 @@ func (w *walker) entries(ctx context.Context, dir *Record, rd DirReader, add fun
 			return err
 		}
 	}
+}
+
+// addUnknown hands over that nothing is known of what has a name: neither what it
+// is nor what it was.
+func addUnknown(dir, name string, add func(*Record) error) error {
+	if err := add(&Record{Dir: dir, Name: name, Flags: markUnknown}); err != nil {
+		return err
+	}
+	return add(&Record{Dir: joinPath(dir, name), Mode: modeDir, Flags: markUnknown})
 }

@@ -14,14 +14,16 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
-	"github.com/fsbackup/fsbackup/internal/engine"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
 
 // GroupCap is the most members of a hard-link group that share one shard. A
 // larger group (xfs and btrfs allow millions) goes on in further shards, which
-// need the shard of its leader. It belongs to version 1 of the limits.
+// need the shard of its leader: that it is done, and, since a shard ends where a
+// group goes on, what became of the leader of its last group. It belongs to
+// version 1 of the limits.
 const GroupCap = 20_000
 
 // maxMode is the most bytes of a mode column that a shard carries. The known
@@ -34,7 +36,7 @@ type Config struct {
 	Phase   protocol.Phase
 	Limits  protocol.Limits
 	Options *protocol.OptionsMsg
-	Meta    *controlfile.MetaDir // nil for the phases without records: delete, dir
+	Meta    *controlfile.MetaDir // nil for the phases without records: delete, rmdir, dir
 
 	// GroupCap replaces the constant, for tests with small groups; 0 = the constant.
 	GroupCap int
@@ -47,6 +49,10 @@ type File struct {
 	// Phase is the one whose control file it is, where Config.Phase goes over
 	// files of others; 0 = the kind that Config.Phase is cut from.
 	Phase protocol.Phase
+	// Pins hold the file to what was admitted: controlfile.Pins, encoded; empty =
+	// it is taken as it is. Where it was changed, New or Next return an error of
+	// kind fault.Corrupt before anything of the change is in a shard.
+	Pins []byte
 }
 
 // Position is where a shard begins. It is JSON-serialisable and valid only for
@@ -69,6 +75,7 @@ type Cut struct {
 type Cutter struct {
 	cfg  Config
 	file File
+	pins *controlfile.Pins
 	want controlfile.Kind
 	r    *controlfile.Reader
 	n    uint64
@@ -97,7 +104,7 @@ type unit struct {
 // KindOf returns the kind of control file that a phase is cut from.
 func KindOf(p protocol.Phase) controlfile.Kind {
 	switch p {
-	case protocol.PhaseDelete:
+	case protocol.PhaseDelete, protocol.PhaseRmdir:
 		return controlfile.Delete
 	case protocol.PhaseHardlink:
 		return controlfile.Hardlink
@@ -115,14 +122,20 @@ func New(cfg Config, f File, pos *Position, n uint64) (*Cutter, error) {
 	}
 	if f.Phase == 0 {
 		f.Phase = cfg.Phase
+		if f.Phase == protocol.PhaseRmdir {
+			f.Phase = protocol.PhaseDelete
+		}
 	}
-	c := &Cutter{cfg: cfg, file: f, want: KindOf(f.Phase), n: n}
+	pins, err := controlfile.ParsePins(f.Pins)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cutter{cfg: cfg, file: f, pins: pins, want: KindOf(f.Phase), n: n}
 	if pos == nil {
-		r, err := controlfile.Open(f.Path, c.want)
+		c.r, err = controlfile.OpenPinned(f.Path, c.want, nil, pins)
 		if err != nil {
 			return nil, err
 		}
-		c.r = r
 		return c, nil
 	}
 	if pos.Group != nil {
@@ -131,17 +144,16 @@ func New(cfg Config, f File, pos *Position, n uint64) (*Cutter, error) {
 		}
 		c.groupAt, c.leaderN, c.more, c.pending = pos.Group, pos.Leader, c.leader != nil, nil
 	}
-	r, err := controlfile.OpenAt(f.Path, c.want, pos.Reader)
+	c.r, err = controlfile.OpenPinned(f.Path, c.want, &pos.Reader, pins)
 	if err != nil {
 		return nil, err
 	}
-	c.r = r
 	return c, nil
 }
 
 // recallLeader reads the leader of the group that begins at pos again.
 func (c *Cutter) recallLeader(pos controlfile.Position) error {
-	r, err := controlfile.OpenAt(c.file.Path, c.want, pos)
+	r, err := controlfile.OpenPinned(c.file.Path, c.want, &pos, c.pins)
 	if err != nil {
 		return err
 	}
@@ -204,6 +216,11 @@ func (c *Cutter) Next() (*Cut, error) {
 	if len(b.msg.Entries) == 0 {
 		return nil, io.EOF
 	}
+	if c.cfg.Phase == protocol.PhaseRmdir && c.n > 0 {
+		// A directory is empty only once those in it are gone, which may be of the
+		// shard before: each needs that one's result.
+		b.msg.NeedsFrom, b.msg.NeedsTo = c.n-1, c.n
+	}
 	c.n++
 	return &Cut{Msg: b.msg, After: c.position()}, nil
 }
@@ -238,7 +255,11 @@ func (c *Cutter) read() (*unit, error) {
 		if err != nil {
 			return nil, err
 		}
-		if m, dir := c.entry(e); m != nil {
+		m, dir, err := c.entry(e)
+		if err != nil {
+			return nil, err
+		}
+		if m != nil {
 			u := &unit{before: before}
 			u.add(m, dir)
 			return u, nil
@@ -278,7 +299,10 @@ func (c *Cutter) readGroup() (*unit, error) {
 			u, start, own, inGroup = &unit{before: Position{Reader: at}}, at, 0, true
 			continue
 		}
-		m, dir := c.entry(e)
+		m, dir, err := c.entry(e)
+		if err != nil {
+			return nil, err
+		}
 		if m == nil {
 			continue
 		}
@@ -298,41 +322,49 @@ func (c *Cutter) readGroup() (*unit, error) {
 	}
 }
 
-// entry turns an entry into what the phase does with it; nil = nothing.
-func (c *Cutter) entry(e controlfile.Entry) (*protocol.EntryMsg, string) {
+// entry turns an entry into what the phase does with it; nil = nothing. Its error is
+// that of a meta file: no entry of the control file can be taken for done or failed
+// because of it.
+func (c *Cutter) entry(e controlfile.Entry) (*protocol.EntryMsg, string, error) {
 	finish := c.cfg.Phase == protocol.PhaseFinish
+	rmdir := c.cfg.Phase == protocol.PhaseRmdir
 	verify := c.cfg.Phase == protocol.PhaseVerify
 	m := &protocol.EntryMsg{Mode: mode(e.Mode), IsDir: e.IsDir, Line: e.Line}
 	if e.Type == controlfile.TypeBad {
-		if finish {
-			return nil, "" // counted by the copy phase
+		if finish || rmdir {
+			return nil, "", nil // counted by the copy phase, or the delete phase
 		}
-		return reject(m, e.Err, e)
+		m, dir := reject(m, e.Err, e)
+		return m, dir, nil
 	}
-	var op engine.Op
+	var op entry.Op
 	switch c.file.Phase {
 	case protocol.PhaseDelete:
-		op = engine.OpUnlink
-		if e.Type == controlfile.TypeDir {
+		op = entry.OpUnlink
+		isDir := e.Type == controlfile.TypeDir
+		if isDir {
 			if !e.Delete {
-				return nil, "" // names the parent of the lines that follow
+				return nil, "", nil // names the parent of the lines that follow
 			}
-			op = engine.OpRemoveTree
+			op = entry.OpRemoveTree
+		}
+		if isDir != rmdir && (rmdir || c.cfg.Options.GetDeleteEmpty()) {
+			return nil, "", nil // the other of the two phases has it
 		}
 	case protocol.PhaseHardlink:
-		op = engine.OpLink
+		op = entry.OpLink
 	case protocol.PhaseDir:
-		op = engine.OpTouch
-		m.Meta = timesMeta(e.Times)
+		op = entry.OpTouch
+		m.Meta = protocol.MetaToWire(timesMeta(e.Times))
 	default:
 		if e.Mode == controlfile.ModeDeleted || (finish && e.Type != controlfile.TypeDir) {
-			return nil, ""
+			return nil, "", nil
 		}
-		op = engine.OpCopy
+		op = entry.OpCopy
 		if e.Type == controlfile.TypeDir {
-			op = engine.OpMkdir
+			op = entry.OpMkdir
 			if finish {
-				op = engine.OpFinish
+				op = entry.OpFinish
 			}
 		}
 	}
@@ -343,20 +375,24 @@ func (c *Cutter) entry(e controlfile.Entry) (*protocol.EntryMsg, string) {
 	m.Op = uint32(op)
 	if c.cfg.Meta != nil && c.file.Phase != protocol.PhaseDelete && c.file.Phase != protocol.PhaseDir {
 		rec, err := c.cfg.Meta.Lookup(e.Meta, e)
+		if controlfile.MetaUnusable(err) {
+			return nil, "", err
+		}
 		if err == nil {
 			err = typeAgrees(rec.Mode, e.IsDir)
 		}
 		if err != nil {
 			if finish {
-				return nil, ""
+				return nil, "", nil
 			}
-			return reject(m, err, e)
+			m, dir := reject(m, err, e)
+			return m, dir, nil
 		}
-		m.Meta = metaMsg(rec)
+		m.Meta = protocol.MetaToWire(&rec.Meta)
 	}
 	dir, name := split(e.Path)
 	m.Name = []byte(name)
-	return m, dir
+	return m, dir, nil
 }
 
 // typeAgrees holds a record's type against the line's: a d line whose record
@@ -393,8 +429,8 @@ func (u *unit) add(m *protocol.EntryMsg, dir string) {
 	u.entries = append(u.entries, m)
 	u.dirs = append(u.dirs, dir)
 	u.size += sizeOf(proto.Size(m) + maxNumbers)
-	switch op := engine.Op(m.Op); {
-	case op == engine.OpCopy, op == engine.OpVerify:
+	switch op := entry.Op(m.Op); {
+	case op == entry.OpCopy, op == entry.OpVerify:
 		u.data += Bytes(m)
 	case isLink(m) && !u.led:
 		// A group's data counts once, by its leader; where the group goes on,
@@ -472,7 +508,7 @@ func (b *builder) add(u *unit, group bool) {
 			b.size += sizeOf(len(dir))
 		}
 		e.Dir = at
-		if engine.Op(e.Op) != engine.OpRejected {
+		if entry.Op(e.Op) != entry.OpRejected {
 			e.Group = b.groups
 		}
 		b.msg.Entries = append(b.msg.Entries, e)

@@ -13,7 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
-	"github.com/fsbackup/fsbackup/internal/engine"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/shard"
@@ -41,7 +41,7 @@ func setup(t *testing.T) *fixture {
 func (f *fixture) config(k kind, l protocol.Limits, groupCap int) shard.Config {
 	cfg := shard.Config{
 		Job: "j", Phase: k.phase, Limits: l, GroupCap: groupCap,
-		Options: &protocol.OptionsMsg{Source: "/source", Destination: "/destination", WriteMeta: true},
+		Options: &protocol.OptionsMsg{Source: "/source", Destination: "/destination", WriteMeta: true, DeleteEmpty: k.empty},
 	}
 	if k.meta {
 		cfg.Meta = f.meta
@@ -89,13 +89,13 @@ func cut(t fataler, k kind, cfg shard.Config, path string, pos *shard.Position, 
 }
 
 func describe(s *protocol.ShardMsg, e *protocol.EntryMsg, l line) string {
-	got := line{op: engine.Op(e.GetOp()), isDir: e.GetIsDir()}
-	if got.op != engine.OpRejected {
+	got := line{op: entry.Op(e.GetOp()), isDir: e.GetIsDir()}
+	if got.op != entry.OpRejected {
 		got.path, got.mode, got.meta = string(protocol.EntryPath(s, e)), e.GetMode(), e.GetMeta().GetInode()
 		got.data, got.size = l.data, l.size // held against the shard's sum
 	}
 	l.group = 0
-	if l.op == engine.OpRejected {
+	if l.op == entry.OpRejected {
 		l = line{op: l.op, isDir: l.isDir}
 	}
 	if got != l {
@@ -148,7 +148,7 @@ func TestShardsAreTotalAndDisjoint(t *testing.T) {
 					t.Fatalf("line %d comes after %d", e.GetLine(), before)
 				}
 				before, want = e.GetLine(), want[1:]
-				rejected := engine.Op(e.GetOp()) == engine.OpRejected
+				rejected := entry.Op(e.GetOp()) == entry.OpRejected
 				if rejected != (e.GetReject() != "") || (rejected && (e.GetMeta() != nil || e.GetGroup() != 0)) {
 					t.Fatalf("an entry with half a reason: %v", e)
 				}
@@ -239,7 +239,7 @@ func TestLimitsAreRespected(t *testing.T) {
 			// A unit may also have lines that cannot be read; the test cannot tell
 			// them from others.
 			blocks = slices.DeleteFunc(blocks, func(b block) bool {
-				return slices.ContainsFunc(b.lines, func(l line) bool { return l.op == engine.OpRejected })
+				return slices.ContainsFunc(b.lines, func(l line) bool { return l.op == entry.OpRejected })
 			})
 		}
 		cfg := f.config(k, anyLimits.Draw(t, "limits"), rapid.IntRange(1, 6).Draw(t, "cap"))
@@ -261,7 +261,7 @@ func TestDataIsCountedOnce(t *testing.T) {
 		blocks := k.blocks(t, f.recs)
 		want, seen := uint64(0), map[int]bool{}
 		for _, l := range k.want(blocks) {
-			link := l.op == engine.OpLink || l.op == engine.OpVerifyLink
+			link := l.op == entry.OpLink || l.op == entry.OpVerifyLink
 			if link && seen[l.group] {
 				continue
 			}
@@ -330,7 +330,7 @@ func TestHardLinkGroupsAreWholeUpToTheCap(t *testing.T) {
 				if e.GetLeaderOnly() {
 					t.Fatalf("shard %d repeats a leader in its middle", s.GetN())
 				}
-				if engine.Op(e.GetOp()) == engine.OpRejected {
+				if entry.Op(e.GetOp()) == entry.OpRejected {
 					continue
 				}
 				if g, ok := owners[e.GetGroup()]; ok && g != l.group {
@@ -369,6 +369,26 @@ func TestHardLinkGroupsAreWholeUpToTheCap(t *testing.T) {
 	})
 }
 
+// A shard of directories to delete needs the one before, of whichever file.
+func TestShardsOfDirectoriesToDeleteComeOneAfterAnother(t *testing.T) {
+	t.Parallel()
+	forEachKind(t, func(t *rapid.T, f *fixture, k kind) {
+		if k.files != protocol.PhaseDelete {
+			return
+		}
+		first := rapid.Uint64Range(0, 2).Draw(t, "first")
+		for _, x := range cut(t, k, f.config(k, anyLimits.Draw(t, "limits"), 3), k.write(t, f.dir, k.blocks(t, f.recs)), nil, first) {
+			var from, to uint64
+			if n := x.Msg.GetN(); k.phase == protocol.PhaseRmdir && n > 0 {
+				from, to = n-1, n
+			}
+			if x.Msg.GetNeedsFrom() != from || x.Msg.GetNeedsTo() != to {
+				t.Fatalf("shard %d of %v needs [%d,%d), want [%d,%d)", x.Msg.GetN(), k, x.Msg.GetNeedsFrom(), x.Msg.GetNeedsTo(), from, to)
+			}
+		}
+	})
+}
+
 // The sets of entries do not depend on the order of directories, nor on that of
 // the files in one.
 func TestTheOrderOfDirectoriesAndFilesIsIrrelevant(t *testing.T) {
@@ -391,6 +411,36 @@ func TestTheOrderOfDirectoriesAndFilesIsIrrelevant(t *testing.T) {
 		b := set(rapid.Permutation(blocks).Draw(t, "order"), anyLimits.Draw(t, "limits"))
 		if !maps.Equal(a, b) {
 			t.Fatalf("entries\n%v\nin another order\n%v", a, b)
+		}
+	})
+}
+
+// The result of a shard says what became of the leader of its last group. That
+// must be the one that later shards link to.
+func TestTheGroupThatGoesOnIsTheLastOfItsLeadersShard(t *testing.T) {
+	t.Parallel()
+	forEachKind(t, func(t *rapid.T, f *fixture, k kind) {
+		if k.files != protocol.PhaseHardlink {
+			return
+		}
+		cfg := f.config(k, anyLimits.Draw(t, "limits"), rapid.IntRange(1, 4).Draw(t, "cap"))
+		const first = 10
+		all := cut(t, k, cfg, k.write(t, f.dir, k.blocks(t, f.recs)), nil, first)
+		for _, x := range all {
+			if x.Msg.GetNeedsTo() == 0 {
+				continue
+			}
+			needed := all[x.Msg.GetNeedsFrom()-first].Msg
+			var leader *protocol.EntryMsg // the first of the group with the highest number
+			for _, e := range needed.GetEntries() {
+				if e.GetGroup() > 0 && (leader == nil || e.GetGroup() > leader.GetGroup()) {
+					leader = e
+				}
+			}
+			link := x.Msg.GetEntries()[0]
+			if leader == nil || leader.GetLeaderOnly() || !link.GetLeaderOnly() || leader.GetLine() != link.GetLine() {
+				t.Fatalf("shard %d links to %v, the last leader of shard %d is %v", x.Msg.GetN(), link, needed.GetN(), leader)
+			}
 		}
 	})
 }

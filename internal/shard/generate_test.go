@@ -11,7 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
-	"github.com/fsbackup/fsbackup/internal/engine"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
 
@@ -20,7 +20,7 @@ import (
 
 // line is what the cutter must make of one line; a line that gives nothing has none.
 type line struct {
-	op    engine.Op
+	op    entry.Op
 	path  string // of entries that are not rejected
 	isDir bool
 	data  uint64 // bytes of its regular file that are to be copied
@@ -65,7 +65,7 @@ func makeRecords(t *testing.T) *records {
 	ino := uint64(0)
 	add := func(name string, mode uint32, size uint64) record {
 		ino++
-		ref, _, err := w.Add(&controlfile.Meta{Type: 3, Mode: mode, Size: size, Inode: ino, Name: name, HasName: true})
+		ref, _, err := w.Add(&controlfile.Meta{Meta: entry.Meta{Mode: mode, Size: size, Inode: ino}, Type: 3, Name: name, HasName: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,28 +131,28 @@ func (r *records) copyBlock(t *rapid.T) block {
 		fmt.Fprintf(&text, "d,dd,%d,%s,0\n", commas(dir), dir)
 	case 1: // cannot be read, nor what is below it
 		fmt.Fprintf(&text, "d,%s,0,/src/../x,0,%d,96,0,0\n", mode, d.ref.Offset)
-		b.lines = append(b.lines, line{op: engine.OpRejected, isDir: true})
+		b.lines = append(b.lines, line{op: entry.OpRejected, isDir: true})
 		parent = false
 	case 2: // somebody else's record, or none
 		off := rapid.SampledFrom([]uint64{1 << 40, r.files["a"][0].ref.Offset}).Draw(t, "offset")
 		fmt.Fprintf(&text, "d,%s,%d,%s,0,%d,96,0,0\n", mode, commas(dir), dir, off)
-		b.lines = append(b.lines, line{op: engine.OpRejected, isDir: true})
+		b.lines = append(b.lines, line{op: entry.OpRejected, isDir: true})
 	default:
 		fmt.Fprintf(&text, "d,%s,%d,%s,0,%d,96,0,0\n", mode, commas(dir), dir, d.ref.Offset)
-		l := line{op: engine.OpMkdir, path: pathOf(dir, ""), isDir: true, mode: shown(mode), meta: d.ino}
+		l := line{op: entry.OpMkdir, path: pathOf(dir, ""), isDir: true, mode: shown(mode), meta: d.ino}
 		b.lines = append(b.lines, l)
-		l.op = engine.OpFinish
+		l.op = entry.OpFinish
 		b.finish = append(b.finish, l)
 	}
 	for range rapid.IntRange(0, 6).Draw(t, "files") {
 		l := r.copyFile(t, &text, dir)
-		if l.op != engine.OpRemoveTree { // stands for nothing
+		if l.op != entry.OpRemoveTree { // stands for nothing
 			if !parent {
-				l = line{op: engine.OpRejected}
+				l = line{op: entry.OpRejected}
 			}
 			b.lines = append(b.lines, l)
 		} else if !parent {
-			b.lines = append(b.lines, line{op: engine.OpRejected})
+			b.lines = append(b.lines, line{op: entry.OpRejected})
 		}
 	}
 	b.text = text.String()
@@ -168,17 +168,17 @@ func (r *records) copyFile(t *rapid.T, text *strings.Builder, dir string) line {
 			name = "a"
 		}
 		fmt.Fprintf(text, "f,dd,%d,%s\n", commas(name), name)
-		return line{op: engine.OpRemoveTree}
+		return line{op: entry.OpRemoveTree}
 	case 1:
 		text.WriteString("f,nn,oops\n")
-		return line{op: engine.OpRejected}
+		return line{op: entry.OpRejected}
 	case 2:
 		off := rapid.SampledFrom([]uint64{1 << 40, r.dirs["/src"].ref.Offset, r.files["sp ace"][0].ref.Offset + 1}).Draw(t, "offset")
 		fmt.Fprintf(text, "f,%s,%d,%s,0,%d,120,0\n", mode, commas(name), name, off)
-		return line{op: engine.OpRejected}
+		return line{op: entry.OpRejected}
 	}
 	fmt.Fprintf(text, "f,%s,%d,%s,0,%d,120,0\n", mode, commas(name), name, f.ref.Offset)
-	return line{op: engine.OpCopy, path: pathOf(dir, name), data: data(f, mode), size: data(f, ""), mode: shown(mode), meta: f.ino}
+	return line{op: entry.OpCopy, path: pathOf(dir, name), data: data(f, mode), size: data(f, ""), mode: shown(mode), meta: f.ino}
 }
 
 func (r *records) deleteBlock(t *rapid.T) block {
@@ -190,25 +190,25 @@ func (r *records) deleteBlock(t *rapid.T) block {
 	switch weights.Draw(t, "dir kind") {
 	case 0:
 		fmt.Fprintf(&text, "d,%d,%s,7\n", commas(dir), dir)
-		b.lines = append(b.lines, line{op: engine.OpRejected, isDir: true})
+		b.lines = append(b.lines, line{op: entry.OpRejected, isDir: true})
 		parent = false
 	case 1, 2, 3:
 		fmt.Fprintf(&text, "d,%d,%s,1\n", commas(dir), dir)
-		b.lines = append(b.lines, line{op: engine.OpRemoveTree, path: pathOf(dir, ""), isDir: true})
+		b.lines = append(b.lines, line{op: entry.OpRemoveTree, path: pathOf(dir, ""), isDir: true})
 	default:
 		fmt.Fprintf(&text, "d,%d,%s,0\n", commas(dir), dir)
 	}
 	for range rapid.IntRange(0, 6).Draw(t, "files") {
 		name := anyName.Filter(oneLine).Draw(t, "name")
-		l := line{op: engine.OpUnlink, path: pathOf(dir, name)}
+		l := line{op: entry.OpUnlink, path: pathOf(dir, name)}
 		if weights.Draw(t, "file kind") == 0 {
 			text.WriteString("f,oops\n")
-			l = line{op: engine.OpRejected}
+			l = line{op: entry.OpRejected}
 		} else {
 			fmt.Fprintf(&text, "f,%d,%s\n", commas(name), name)
 		}
 		if !parent {
-			l = line{op: engine.OpRejected}
+			l = line{op: entry.OpRejected}
 		}
 		b.lines = append(b.lines, l)
 	}
@@ -219,11 +219,11 @@ func (r *records) deleteBlock(t *rapid.T) block {
 func (r *records) timesBlock(t *rapid.T) block {
 	dir := anyDir.Draw(t, "dir")
 	if weights.Draw(t, "kind") == 0 {
-		return block{text: fmt.Sprintf("%d,%s,x,16,0,0,1,2,3,4,0\n", commas(dir), dir), lines: []line{{op: engine.OpRejected, isDir: true}}}
+		return block{text: fmt.Sprintf("%d,%s,x,16,0,0,1,2,3,4,0\n", commas(dir), dir), lines: []line{{op: entry.OpRejected, isDir: true}}}
 	}
 	return block{
 		text:  fmt.Sprintf("%d,%s,16877,16,7,8,1,-2,3,4,0\n", commas(dir), dir),
-		lines: []line{{op: engine.OpTouch, path: pathOf(dir, ""), isDir: true}},
+		lines: []line{{op: entry.OpTouch, path: pathOf(dir, ""), isDir: true}},
 	}
 }
 
@@ -239,7 +239,7 @@ func (r *records) groupBlock(t *rapid.T) block {
 	group := 1
 	if weights.Draw(t, "group kind") == 0 {
 		text.WriteString("i,x,9\n")
-		b.lines = append(b.lines, line{op: engine.OpRejected})
+		b.lines = append(b.lines, line{op: entry.OpRejected})
 		group = 0
 	} else {
 		fmt.Fprintf(&text, "i,%d,%d\n", n, rapid.Uint64Range(1, 3).Draw(t, "inode"))
@@ -253,18 +253,18 @@ func (r *records) groupBlock(t *rapid.T) block {
 	}
 	for i := range n {
 		dir := anyDir.Draw(t, "dir")
-		l := line{op: engine.OpLink, path: pathOf(dir, name), data: data(f, ""), size: data(f, ""), meta: f.ino, group: group}
+		l := line{op: entry.OpLink, path: pathOf(dir, name), data: data(f, ""), size: data(f, ""), meta: f.ino, group: group}
 		switch k := weights.Draw(t, "member kind"); {
 		case k == 0 || (i < badUpTo && k < 5):
 			text.WriteString("f,oops\n")
-			l = line{op: engine.OpRejected, group: group}
+			l = line{op: entry.OpRejected, group: group}
 		case k == 1 || i < badUpTo:
 			fmt.Fprintf(&text, "f,%d,%s,%d,%s,meta_file_0,%d,120,0,%d\n", commas(dir), dir, commas(name), name, uint64(1)<<40, n)
-			l = line{op: engine.OpRejected, group: group}
+			l = line{op: entry.OpRejected, group: group}
 		default:
 			fmt.Fprintf(&text, "f,%d,%s,%d,%s,meta_file_0,%d,120,0,%d\n", commas(dir), dir, commas(name), name, f.ref.Offset, n)
 			if group == 0 {
-				l = line{op: engine.OpRejected}
+				l = line{op: entry.OpRejected}
 			}
 		}
 		b.lines = append(b.lines, l)
@@ -279,9 +279,13 @@ type kind struct {
 	files protocol.Phase // whose control files
 	meta  bool
 	block func(*records, *rapid.T) block
+	empty bool // the job deletes empty directories only
 }
 
 func (k kind) String() string {
+	if k.empty && k.phase == k.files {
+		return k.phase.String() + " but directories"
+	}
 	if k.phase == k.files {
 		return k.phase.String()
 	}
@@ -289,14 +293,16 @@ func (k kind) String() string {
 }
 
 var kinds = []kind{
-	{protocol.PhaseCopy, protocol.PhaseCopy, true, (*records).copyBlock},
-	{protocol.PhaseFinish, protocol.PhaseCopy, true, (*records).copyBlock},
-	{protocol.PhaseDelete, protocol.PhaseDelete, false, (*records).deleteBlock},
-	{protocol.PhaseHardlink, protocol.PhaseHardlink, true, (*records).groupBlock},
-	{protocol.PhaseDir, protocol.PhaseDir, false, (*records).timesBlock},
-	{protocol.PhaseVerify, protocol.PhaseCopy, true, (*records).copyBlock},
-	{protocol.PhaseVerify, protocol.PhaseHardlink, true, (*records).groupBlock},
-	{protocol.PhaseVerify, protocol.PhaseDir, true, (*records).timesBlock},
+	{protocol.PhaseCopy, protocol.PhaseCopy, true, (*records).copyBlock, false},
+	{protocol.PhaseFinish, protocol.PhaseCopy, true, (*records).copyBlock, false},
+	{protocol.PhaseDelete, protocol.PhaseDelete, false, (*records).deleteBlock, false},
+	{protocol.PhaseHardlink, protocol.PhaseHardlink, true, (*records).groupBlock, false},
+	{protocol.PhaseDir, protocol.PhaseDir, false, (*records).timesBlock, false},
+	{protocol.PhaseVerify, protocol.PhaseCopy, true, (*records).copyBlock, false},
+	{protocol.PhaseVerify, protocol.PhaseHardlink, true, (*records).groupBlock, false},
+	{protocol.PhaseVerify, protocol.PhaseDir, true, (*records).timesBlock, false},
+	{protocol.PhaseDelete, protocol.PhaseDelete, false, (*records).deleteBlock, true},
+	{protocol.PhaseRmdir, protocol.PhaseDelete, false, (*records).deleteBlock, true},
 }
 
 func (k kind) blocks(t *rapid.T, r *records) []block {
@@ -316,6 +322,12 @@ func (k kind) want(blocks []block) []line {
 	var out []line
 	for _, b := range blocks {
 		switch k.phase {
+		case protocol.PhaseDelete, protocol.PhaseRmdir:
+			for _, l := range b.lines {
+				if rmdir := k.phase == protocol.PhaseRmdir; (l.op == entry.OpRemoveTree) == rmdir || (!rmdir && !k.empty) {
+					out = append(out, l)
+				}
+			}
 		case protocol.PhaseFinish:
 			out = append(out, b.finish...)
 		case protocol.PhaseVerify:
@@ -332,8 +344,8 @@ func (k kind) want(blocks []block) []line {
 // compared is what verifying makes of the line that a job executes as l: it reads
 // all data, that of lines for metadata only as well.
 func compared(l line) line {
-	if op, ok := map[engine.Op]engine.Op{
-		engine.OpCopy: engine.OpVerify, engine.OpMkdir: engine.OpVerifyDir, engine.OpLink: engine.OpVerifyLink, engine.OpTouch: engine.OpVerifyTimes,
+	if op, ok := map[entry.Op]entry.Op{
+		entry.OpCopy: entry.OpVerify, entry.OpMkdir: entry.OpVerifyDir, entry.OpLink: entry.OpVerifyLink, entry.OpTouch: entry.OpVerifyTimes,
 	}[l.op]; ok {
 		l.op, l.mode, l.data = op, "", l.size
 	}

@@ -4,13 +4,13 @@ import (
 	"errors"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
-	"github.com/fsbackup/fsbackup/internal/engine"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
 
 func reject(m *protocol.EntryMsg, err error, e controlfile.Entry) (*protocol.EntryMsg, string) {
-	m.Op = uint32(engine.OpRejected)
+	m.Op = uint32(entry.OpRejected)
 	m.Meta = nil
 	m.Kind = uint32(fault.KindOf(err))
 	m.Reject = reason(err)

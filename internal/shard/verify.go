@@ -1,26 +1,25 @@
 package shard
 
 import (
-	"github.com/fsbackup/fsbackup/internal/engine"
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
 
 // verifying returns the operation that compares what op makes.
-func verifying(op engine.Op) engine.Op {
+func verifying(op entry.Op) entry.Op {
 	switch op {
-	case engine.OpMkdir:
-		return engine.OpVerifyDir
-	case engine.OpLink:
-		return engine.OpVerifyLink
-	case engine.OpTouch:
-		return engine.OpVerifyTimes
+	case entry.OpMkdir:
+		return entry.OpVerifyDir
+	case entry.OpLink:
+		return entry.OpVerifyLink
+	case entry.OpTouch:
+		return entry.OpVerifyTimes
 	default:
-		return engine.OpVerify
+		return entry.OpVerify
 	}
 }
 
 // isLink reports whether an entry is a member of a hard-link group.
 func isLink(e *protocol.EntryMsg) bool {
-	op := engine.Op(e.GetOp())
-	return op == engine.OpLink || op == engine.OpVerifyLink
+	return entry.Op(e.GetOp()).Links()
 }

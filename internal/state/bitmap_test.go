@@ -98,7 +98,7 @@ func TestAMadeUpResultIsIgnored(t *testing.T) {
 	update(t, s, func(tx Tx) {
 		tx.PutJob(Job{ID: "j"})
 		for _, r := range []*protocol.ResultMsg{
-			{Job: "j", Phase: 1, N: MaxShards}, {Job: "j", Phase: 1, N: 1<<64 - 1}, {Job: "j", Phase: 0, N: 1}, {Job: "j", Phase: 8, N: 1}, {Job: "k", Phase: 1, N: 1}, {Phase: 1},
+			{Job: "j", Phase: 1, N: MaxShards}, {Job: "j", Phase: 1, N: 1<<64 - 1}, {Job: "j", Phase: 0, N: 1}, {Job: "j", Phase: 9, N: 1}, {Job: "k", Phase: 1, N: 1}, {Phase: 1},
 		} {
 			if fold(tx, r) {
 				t.Errorf("%v was folded", r)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"maps"
+	"math"
 	"math/bits"
 	"slices"
 
@@ -13,7 +14,7 @@ import (
 
 // checkpointVersion counts changes of what folding means: a checkpoint of
 // another version is not used.
-const checkpointVersion = 1
+const checkpointVersion = 2
 
 // maxChunks bounds the chunks of all phases of one checkpoint, and so what a
 // damaged one costs.
@@ -29,6 +30,7 @@ type Checkpoint struct {
 	Warnings map[string]protocol.Warning
 	Workers  map[string]uint64
 	Done     map[protocol.Phase]Bitmap
+	Outcomes map[protocol.Phase]uint64
 }
 
 // figures is the part of a checkpoint that is JSON.
@@ -36,6 +38,7 @@ type figures struct {
 	Stats    protocol.Stats              `json:"stats"`
 	Warnings map[string]protocol.Warning `json:"warnings,omitempty"`
 	Workers  map[string]uint64           `json:"workers,omitempty"`
+	Outcomes map[protocol.Phase]uint64   `json:"outcomes,omitempty"`
 }
 
 // Checkpoint returns what is folded of a job, sequence being that of the last
@@ -45,10 +48,10 @@ func (t Tx) Checkpoint(id protocol.JobID, sequence uint64) (Checkpoint, bool) {
 	if !ok {
 		return Checkpoint{}, false
 	}
-	c := Checkpoint{Job: id, Sequence: sequence, Stats: j.Stats, Warnings: j.Warnings, Workers: j.Workers, Done: map[protocol.Phase]Bitmap{}}
-	for p := protocol.PhaseCopy; p <= protocol.PhaseCleanup; p++ {
-		if done := t.Phase(id, p).Done; done.Count() > 0 {
-			c.Done[p] = done
+	c := Checkpoint{Job: id, Sequence: sequence, Stats: j.Stats, Warnings: j.Warnings, Workers: j.Workers, Done: map[protocol.Phase]Bitmap{}, Outcomes: map[protocol.Phase]uint64{}}
+	for _, p := range protocol.Phases() {
+		if row := t.Phase(id, p); row.Done.Count() > 0 {
+			c.Done[p], c.Outcomes[p] = row.Done, row.Outcomes
 		}
 	}
 	return c, true
@@ -62,10 +65,10 @@ func (t Tx) Restore(c Checkpoint) {
 	}
 	j.Stats, j.Warnings, j.Workers = c.Stats, c.Warnings, c.Workers
 	t.PutJob(j)
-	for p := protocol.PhaseCopy; p <= protocol.PhaseCleanup; p++ {
+	for _, p := range protocol.Phases() {
 		row := t.Phase(c.Job, p)
 		if done, ok := c.Done[p]; ok || row.Done.Count() > 0 {
-			row.Done = done
+			row.Done, row.Outcomes = done, c.Outcomes[p]
 			t.PutPhase(row)
 		}
 	}
@@ -74,7 +77,7 @@ func (t Tx) Restore(c Checkpoint) {
 // Encode returns the checkpoint as it is stored. It fails where a decoder would
 // refuse it for its size: then the stream alone tells.
 func (c Checkpoint) Encode() ([]byte, error) {
-	head, err := json.Marshal(figures{c.Stats, c.Warnings, c.Workers})
+	head, err := json.Marshal(figures{c.Stats, c.Warnings, c.Workers, c.Outcomes})
 	if err != nil {
 		return nil, fault.New(fault.Internal, "encode checkpoint of job %s: %w", c.Job, err)
 	}
@@ -105,11 +108,11 @@ func DecodeCheckpoint(data []byte) (Checkpoint, error) {
 	if err := json.Unmarshal(m.GetFigures(), &f); err != nil {
 		return Checkpoint{}, fault.New(fault.Corrupt, "figures of checkpoint: %w", err)
 	}
-	c := Checkpoint{Job: protocol.JobID(m.GetJob()), Sequence: m.GetSequence(), Stats: f.Stats, Warnings: f.Warnings, Workers: f.Workers, Done: map[protocol.Phase]Bitmap{}}
+	c := Checkpoint{Job: protocol.JobID(m.GetJob()), Sequence: m.GetSequence(), Stats: f.Stats, Warnings: f.Warnings, Workers: f.Workers, Done: map[protocol.Phase]Bitmap{}, Outcomes: f.Outcomes}
 	slots := 0
 	for _, b := range m.GetPhases() {
 		p := protocol.Phase(b.GetPhase())
-		if _, twice := c.Done[p]; twice || b.GetPhase() < uint32(protocol.PhaseCopy) || b.GetPhase() > uint32(protocol.PhaseCleanup) {
+		if _, twice := c.Done[p]; twice || b.GetPhase() > math.MaxUint8 || !p.Known() {
 			return Checkpoint{}, fault.New(fault.Corrupt, "checkpoint has phase %d where it cannot be", b.GetPhase())
 		}
 		done, err := bitmapOf(b, maxChunks-slots)

@@ -12,10 +12,11 @@ const tableFiles = "files"
 
 // File is a control file of a job.
 type File struct {
-	Job    string
-	Index  uint32
-	Record protocol.FileRecord
-	Path   string // where this coordinator reads it; "" until admission
+	Job      string
+	Index    uint32
+	Record   protocol.FileRecord
+	Revision uint64 // of Record in its bucket
+	Path     string // where this coordinator reads it; "" until admission
 }
 
 func filesSchema() *memdb.TableSchema {

@@ -3,6 +3,7 @@ package state
 import (
 	"maps"
 
+	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/mutant"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 )
@@ -13,7 +14,7 @@ import (
 // is not where its publishing is not known yet.
 func (t Tx) Fold(r *protocol.ResultMsg) (folded, open bool) {
 	id, kind := protocol.JobID(r.GetJob()), protocol.Phase(r.GetPhase())
-	if kind < protocol.PhaseCopy || kind > protocol.PhaseCleanup || r.GetN() >= MaxShards {
+	if !kind.Known() || r.GetN() >= MaxShards {
 		return false, false
 	}
 	j, ok := t.Job(id)
@@ -25,13 +26,15 @@ func (t Tx) Fold(r *protocol.ResultMsg) (folded, open bool) {
 		return false, false
 	}
 	p.Done = p.Done.With(r.GetN())
+	c := protocol.CountsFromWire(r.GetCounts())
+	p.Outcomes += outcomes(kind, c)
 	t.PutPhase(p)
 
-	addCounts(&j.Stats, kind, r.GetCounts(), j.HasCopy)
-	if r.GetDelivery() > 1 {
-		j.Stats.ShardsRepeated++
-	}
-	if len(r.GetWarnings()) > 0 {
+	addCounts(&j.Stats, kind, c, j.HasCopy)
+	o, isOpen := t.Open(id, kind, r.GetN())
+	j.Stats.ShardsRepeated += repeated(r, o, isOpen)
+	// Finishing a directory has told its losses before its times are set once more.
+	if len(r.GetWarnings()) > 0 && (kind != protocol.PhaseDir || !j.HasCopy) {
 		j.Warnings = maps.Clone(j.Warnings)
 		if j.Warnings == nil {
 			j.Warnings = map[string]protocol.Warning{}
@@ -55,40 +58,74 @@ func (t Tx) Fold(r *protocol.ResultMsg) (folded, open bool) {
 }
 
 // addCounts adds what a shard of a phase contributes to the job's figures.
-func addCounts(s *protocol.Stats, kind protocol.Phase, c *protocol.CountsMsg, hasCopy bool) {
+func addCounts(s *protocol.Stats, kind protocol.Phase, c entry.Counts, hasCopy bool) {
 	switch kind {
-	case protocol.PhaseDelete:
-		s.Deleted += c.GetDeleted()
-		s.DirsDeleted += c.GetDirsDeleted()
-		s.DirDeletesFailed += c.GetDirsFailed()
-		s.DeletesFailed += c.GetDirsFailed() + c.GetFilesFailed()
+	case protocol.PhaseDelete, protocol.PhaseRmdir:
+		s.Deleted += c.Deleted
+		s.DirsDeleted += c.DirsDeleted
+		s.DirDeletesFailed += c.DirsFailed
+		s.DeletesFailed += c.DirsFailed + c.FilesFailed
 	case protocol.PhaseFinish:
-		s.DirMetaFailed += c.GetDirsFailed()
+		s.DirMetaFailed += c.DirsFailed
 	case protocol.PhaseDir:
 		if hasCopy {
-			s.DirMetaFailed += c.GetDirsFailed()
+			s.DirMetaFailed += c.DirsFailed
 			break
 		}
-		s.DirsCopied += c.GetDirsTouched()
-		s.DirsFailed += c.GetDirsFailed()
+		s.DirsCopied += c.DirsTouched
+		s.DirsFailed += c.DirsFailed
 	default:
-		s.DirsCopied += c.GetDirsCopied()
-		s.DirsFailed += c.GetDirsFailed()
-		s.FilesCopied += c.GetFilesCopied()
-		s.FilesFailed += c.GetFilesFailed()
-		s.BytesCopied += c.GetBytesCopied()
-		s.FilesCopied += c.GetLinks() // a link is a file of its control file, as its leader is
+		s.DirsCopied += c.DirsCopied
+		s.DirsFailed += c.DirsFailed
+		s.FilesCopied += c.FilesCopied
+		s.FilesFailed += c.FilesFailed
+		s.BytesCopied += c.BytesCopied
+		s.FilesCopied += c.Links // a link is a file of its control file, as its leader is
 	}
-	s.DirsVerified += c.GetDirsVerified()
-	s.FilesVerified += c.GetFilesVerified()
-	s.BytesVerified += c.GetBytesVerified()
-	s.DirsDiffer += c.GetDirsDiffer()
-	s.FilesDiffer += c.GetFilesDiffer()
-	s.Extra += c.GetExtra()
-	s.Links += c.GetLinks()
-	s.Skipped += c.GetSkipped()
-	s.ChangedWhileRead += c.GetChangedWhileRead()
-	s.ChangedSinceScan += c.GetChangedSinceScan()
-	s.HoleBytes += c.GetHoleBytes()
-	s.ReflinkBytes += c.GetReflinkBytes()
+	s.DirsVerified += c.DirsVerified
+	s.FilesVerified += c.FilesVerified
+	s.BytesVerified += c.BytesVerified
+	s.DirsDiffer += c.DirsDiffer
+	s.LinksCopied += c.LinksCopied
+	s.DirsKept += c.DirsKept
+	s.ChangingTaken += c.ChangingTaken
+	s.FilesDiffer += c.FilesDiffer
+	s.Extra += c.Extra
+	s.Links += c.Links
+	s.Skipped += c.Skipped
+	switch {
+	case kind.Deletes():
+		s.SkippedDeletes += c.Skipped
+	case kind == protocol.PhaseCopy, kind == protocol.PhaseHardlink, kind == protocol.PhaseVerify, kind == protocol.PhaseDir && !hasCopy:
+		s.SkippedToBackup += c.Skipped
+	}
+	s.ChangedWhileRead += c.ChangedWhileRead
+	s.ChangedSinceScan += c.ChangedSinceScan
+	s.HoleBytes += c.HoleBytes
+	s.ReflinkBytes += c.ReflinkBytes
+}
+
+// outcomes is of how many lines of its control file a shard's counts tell.
+func outcomes(kind protocol.Phase, c entry.Counts) uint64 {
+	n := c.DirsFailed + c.FilesFailed + c.Skipped
+	if kind == protocol.PhaseVerify {
+		return n + c.DirsVerified + c.FilesVerified
+	}
+	return n + c.DirsCopied + c.FilesCopied + c.Links + c.Deleted + c.DirsFinished + c.DirsTouched
+}
+
+// repeated is how many executions of a shard there were besides the one that a
+// result is of, as far as is known: a leader that has just taken over has heard of
+// no attempt, and goes by the deliveries.
+func repeated(r *protocol.ResultMsg, o Open, known bool) uint64 {
+	if !known || len(o.Attempts) == 0 {
+		return uint64(min(r.GetDelivery(), 2)) - uint64(min(r.GetDelivery(), 1))
+	}
+	n := uint64(0)
+	for _, a := range o.Attempts {
+		if (a.Sequence != r.GetSequence() || a.Delivery != r.GetDelivery()) && (a.Executed || !a.Ended) {
+			n++ // one that died had begun, as far as anybody can tell
+		}
+	}
+	return n
 }

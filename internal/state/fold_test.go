@@ -46,23 +46,26 @@ func TestWhatAPhaseAddsToTheFigures(t *testing.T) {
 		add     func(*protocol.Stats)
 	}{
 		{protocol.PhaseCopy, true, func(s *protocol.Stats) {
-			s.DirsCopied, s.FilesCopied, s.BytesCopied, s.DirsFailed, s.FilesFailed = 1, 2+200, 3, 10, 20
+			s.DirsCopied, s.FilesCopied, s.BytesCopied, s.DirsFailed, s.FilesFailed, s.SkippedToBackup = 1, 2+200, 3, 10, 20, 300
 		}},
 		{protocol.PhaseHardlink, true, func(s *protocol.Stats) {
-			s.DirsCopied, s.FilesCopied, s.BytesCopied, s.DirsFailed, s.FilesFailed = 1, 2+200, 3, 10, 20
+			s.DirsCopied, s.FilesCopied, s.BytesCopied, s.DirsFailed, s.FilesFailed, s.SkippedToBackup = 1, 2+200, 3, 10, 20, 300
 		}},
 		{protocol.PhaseDelete, true, func(s *protocol.Stats) {
-			s.Deleted, s.DirsDeleted, s.DeletesFailed, s.DirDeletesFailed = 100, 40, 30, 10
+			s.Deleted, s.DirsDeleted, s.DeletesFailed, s.DirDeletesFailed, s.SkippedDeletes = 100, 40, 30, 10, 300
+		}},
+		{protocol.PhaseRmdir, true, func(s *protocol.Stats) {
+			s.Deleted, s.DirsDeleted, s.DeletesFailed, s.DirDeletesFailed, s.SkippedDeletes = 100, 40, 30, 10, 300
 		}},
 		{protocol.PhaseDelete, false, func(s *protocol.Stats) {
-			s.Deleted, s.DirsDeleted, s.DeletesFailed, s.DirDeletesFailed = 100, 40, 30, 10
+			s.Deleted, s.DirsDeleted, s.DeletesFailed, s.DirDeletesFailed, s.SkippedDeletes = 100, 40, 30, 10, 300
 		}},
 		{protocol.PhaseVerify, true, func(s *protocol.Stats) {
-			s.DirsCopied, s.FilesCopied, s.BytesCopied, s.DirsFailed, s.FilesFailed = 1, 2+200, 3, 10, 20
+			s.DirsCopied, s.FilesCopied, s.BytesCopied, s.DirsFailed, s.FilesFailed, s.SkippedToBackup = 1, 2+200, 3, 10, 20, 300
 		}},
 		{protocol.PhaseFinish, true, func(s *protocol.Stats) { s.DirMetaFailed = 10 }},
 		{protocol.PhaseDir, true, func(s *protocol.Stats) { s.DirMetaFailed = 10 }},
-		{protocol.PhaseDir, false, func(s *protocol.Stats) { s.DirsCopied, s.DirsFailed = 700, 10 }},
+		{protocol.PhaseDir, false, func(s *protocol.Stats) { s.DirsCopied, s.DirsFailed, s.SkippedToBackup = 700, 10, 300 }},
 	} {
 		s := New()
 		var got protocol.Stats
@@ -160,6 +163,33 @@ func TestEachShardCountsOnceInAnyOrder(t *testing.T) {
 	})
 }
 
+func TestExecutionsAreCountedNotDeliveries(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		attempts []Attempt
+		delivery uint32
+		want     uint64
+	}{
+		"one":                                {[]Attempt{{Sequence: 7, Delivery: 1}}, 1, 0},
+		"handed back twice, never begun":     {[]Attempt{{Sequence: 7, Delivery: 1, Ended: true}, {Sequence: 7, Delivery: 2, Ended: true}, {Sequence: 7, Delivery: 3}}, 3, 0},
+		"begun, and handed back":             {[]Attempt{{Sequence: 7, Delivery: 1, Ended: true, Executed: true}, {Sequence: 7, Delivery: 2}}, 2, 1},
+		"two died":                           {[]Attempt{{Sequence: 7, Delivery: 1}, {Sequence: 7, Delivery: 2}, {Sequence: 7, Delivery: 3}}, 3, 2},
+		"published again":                    {[]Attempt{{Sequence: 3, Delivery: 1}, {Sequence: 7, Delivery: 1}}, 1, 1},
+		"of attempts that nobody knows, one": {nil, 1, 0},
+		"of attempts that nobody knows":      {nil, 4, 1},
+	} {
+		s := New()
+		update(t, s, func(tx Tx) {
+			tx.PutJob(Job{ID: "j"})
+			tx.PutOpen(Open{Job: "j", Phase: 1, N: 5, Sequence: 7, Attempts: row.attempts})
+			fold(tx, &protocol.ResultMsg{Job: "j", Phase: 1, N: 5, Sequence: 7, Delivery: row.delivery})
+			if j, _ := tx.Job("j"); j.Stats.ShardsRepeated != row.want {
+				t.Errorf("%s: %d repeated, want %d", name, j.Stats.ShardsRepeated, row.want)
+			}
+		})
+	}
+}
+
 func TestResultsOfJobsThatHaveEndedAreIgnored(t *testing.T) {
 	t.Parallel()
 	for _, state := range []protocol.State{protocol.StateCompleted, protocol.StateFailed, protocol.StateCancelled} {
@@ -177,7 +207,7 @@ func TestResultsOfJobsThatHaveEndedAreIgnored(t *testing.T) {
 	// A job that is being cancelled still has attempts whose work is done.
 	s := New()
 	update(t, s, func(tx Tx) {
-		tx.PutJob(Job{ID: "j", Record: protocol.JobRecord{State: protocol.StateCancelling}})
+		tx.PutJob(Job{ID: "j", Record: protocol.JobRecord{State: protocol.StateEnding}})
 		if !fold(tx, &protocol.ResultMsg{Job: "j", Phase: 1}) {
 			t.Error("cancelling: not folded")
 		}

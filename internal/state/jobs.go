@@ -24,9 +24,39 @@ type Job struct {
 	HasCopy  bool                        // it has control files of the copy phase
 	CutBytes uint64                      // sizes of regular files cut so far
 
-	CancelledAt time.Time // when workers began to be told
-
 	Stalls map[string]Stall // what keeps it from going on, by cause; frozen
+}
+
+// Order is the job's place among jobs whose destinations overlap: the revision at
+// which its record was created.
+func (j Job) Order() uint64 {
+	if j.Record.Order > 0 {
+		return j.Record.Order
+	}
+	return j.Revision // it was not changed since
+}
+
+// Cuts reports whether the job's phase p goes over control files of the phase
+// kind. The directories of copy files need not be compared once more by the lines
+// of times files, which say less.
+func (j Job) Cuts(p, kind protocol.Phase) bool {
+	if p == protocol.PhaseVerify && kind == protocol.PhaseDir && j.HasCopy {
+		return false
+	}
+	return p.Reads(kind)
+}
+
+// IsPaused reports whether the job publishes nothing because it is paused. A job
+// that is ending is not: its last shard takes its mark away.
+func (j Job) IsPaused() bool { return j.Record.Paused && !j.Record.State.Over() }
+
+// Publishes reports whether shards of phase p may be published now: those of an
+// ending job are not, but for the one that takes its mark away.
+func (j Job) Publishes(p protocol.Phase) bool {
+	if p == protocol.PhaseCleanup {
+		return j.Record.State == protocol.StateEnding
+	}
+	return j.Record.State == protocol.StateRunning
 }
 
 // Stall is one thing that keeps a job from going on.
@@ -50,9 +80,17 @@ func (t Tx) Job(id protocol.JobID) (Job, bool) { return first[Job](t.t, tableJob
 // Jobs yields all jobs, oldest first.
 func (t Tx) Jobs() iter.Seq[Job] { return each[Job](t.t, tableJobs, "id") }
 
-// JobsIn yields the jobs in a state, oldest first.
-func (t Tx) JobsIn(s protocol.State) iter.Seq[Job] {
-	return each[Job](t.t, tableJobs, "state", string(s))
+// JobsIn yields the jobs in one of some states, oldest first of each state.
+func (t Tx) JobsIn(states ...protocol.State) iter.Seq[Job] {
+	return func(yield func(Job) bool) {
+		for _, s := range states {
+			for j := range each[Job](t.t, tableJobs, "state", string(s)) {
+				if !yield(j) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // PutJob adds or replaces a job.

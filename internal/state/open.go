@@ -27,10 +27,12 @@ type Attempt struct {
 	Sequence uint64
 	Delivery uint32
 	Worker   string
+	Instance string // of the worker; "" = it did not say
 	Started  time.Time
 	Ended    bool   // without a result
 	Reason   string // why
 	Kind     string
+	Executed bool // it had begun with the entries; of one that died that is likely
 }
 
 func openSchema() *memdb.TableSchema {

@@ -18,6 +18,7 @@ type Phase struct {
 	Published uint64 // shards published
 	Sealed    bool   // no more will be
 	Done      Bitmap // results, one bit a shard
+	Outcomes  uint64 // lines of which the results tell
 	Started   time.Time
 	Ended     time.Time
 }

@@ -18,8 +18,8 @@ type Change struct {
 	Dirs    map[string]bool // directories to make, or to finish again
 	Deletes map[string]bool // topmost entries that are gone
 
-	Figures                          // what is to be backed up
-	FilesDeleted, DirsDeleted uint64 // topmost entries only
+	Figures                   // what is to be backed up
+	FilesDeleted, DirsDeleted uint64
 }
 
 // Changes works out what is to be done between two listings of a source.
@@ -46,15 +46,14 @@ func Changes(before, after []Entry) Change {
 			c.Files[p] = true
 		}
 	}
-	for p := range was {
-		if _, there := is[p]; there || p == "" {
-			continue
+	for p, old := range was {
+		now, there := is[p]
+		if there && (!old.IsDir() || now.IsDir()) {
+			continue // a directory in the way of something else is deleted as well
 		}
+		c.Deletes[p] = true
 		if up, ok := is[parent(p)]; ok && up.IsDir() {
-			if up, had := was[parent(p)]; had && up.IsDir() {
-				c.Deletes[p] = true
-				c.Dirs[parent(p)] = true
-			}
+			c.Dirs[parent(p)] = true
 		}
 	}
 	for p := range c.Files {

@@ -34,15 +34,28 @@ type Call struct {
 
 // Fault is what is to go wrong with a call. The zero value is nothing.
 type Fault struct {
-	Errno unix.Errno // it fails with this, and does nothing
-	Most  int        // a read or a write does no more bytes than these
-	None  bool       // it does none, and does not fail either
-	Hang  bool       // it first waits for Thaw
+	Errno    unix.Errno // it fails with this, and does nothing
+	Most     int        // a read or a write does no more bytes than these
+	None     bool       // it does none, and does not fail either
+	Hang     bool       // it first waits for Thaw
+	Nameless bool       // a nameless file can be made
+	Empty    bool       // a lookup, or a look at attributes, says size 0
 }
 
 // Faulty mounts one on the directory at, for the time of the test. What it
 // stores is empty at first.
 func Faulty(t testing.TB, at string) *FaultyFS {
+	t.Helper()
+	f := &FaultyFS{thawed: make(chan struct{})}
+	f.Stored = mountLoopback(t, at, f.Thaw, func(_ string, x fuse.RawFileSystem) fuse.RawFileSystem {
+		return &faulty{RawFileSystem: x, f: f}
+	})
+	return f
+}
+
+// mountLoopback mounts what wrap makes of a loopback, whose store it returns. Before
+// the mount ends thaw is called.
+func mountLoopback(t testing.TB, at string, thaw func(), wrap func(stored string, x fuse.RawFileSystem) fuse.RawFileSystem) string {
 	t.Helper()
 	if !Root() {
 		t.Skip("needs root")
@@ -52,7 +65,6 @@ func Faulty(t testing.TB, at string) *FaultyFS {
 		t.Skipf("needs /dev/shm: %v", err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(stored) })
-	f := &FaultyFS{Stored: stored, thawed: make(chan struct{})}
 	root, err := fs.NewLoopbackRoot(stored)
 	if err != nil {
 		t.Fatal(err)
@@ -63,20 +75,20 @@ func Faulty(t testing.TB, at string) *FaultyFS {
 	opts.DisabledCapabilities = fuse.CAP_PASSTHROUGH
 	opts.Logger = log.New(t.Output(), "", 0)
 	opts.Name, opts.FsName = "faulty", "fsbackup-test"
-	srv, err := fuse.NewServer(&faulty{RawFileSystem: fs.NewNodeFS(root, opts), f: f}, at, &opts.MountOptions)
+	srv, err := fuse.NewServer(wrap(stored, fs.NewNodeFS(root, opts)), at, &opts.MountOptions)
 	if err != nil {
 		t.Skipf("needs FUSE: %v", err)
 	}
 	go srv.Serve()
 	t.Cleanup(func() {
-		f.Thaw()
+		thaw()
 		unmount(t, at)
 		srv.Wait()
 	})
 	if err := srv.WaitMount(); err != nil {
 		t.Skipf("needs FUSE: %v", err)
 	}
-	return f
+	return stored
 }
 
 // Inject has hook say what goes wrong with each call from now on. It is asked
@@ -143,8 +155,21 @@ func (x *faulty) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 	return s
 }
 
-func (x *faulty) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
-	return fuse.ENOSYS // the loopback finds files by their names
+// Tmpfile makes nameless files if a fault asks for it. The loopback finds files by their
+// names: what has none can be read and written, and nothing else.
+func (x *faulty) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	fault := x.f.call(Call{Op: "tmpfile"})
+	if !fault.Nameless {
+		return fuse.ENOSYS
+	}
+	const name = ".nameless"
+	in.Flags = in.Flags&^uint32(unix.O_TMPFILE) | unix.O_CREAT | unix.O_EXCL
+	s := x.RawFileSystem.Create(cancel, in, name, out)
+	if s.Ok() {
+		s = x.RawFileSystem.Unlink(cancel, &in.InHeader, name)
+	}
+	out.OpenFlags |= direct
+	return s
 }
 
 func (x *faulty) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -181,17 +206,27 @@ func (x *faulty) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint32, 
 }
 
 func (x *faulty) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	if s := x.f.status("lookup", name); !s.Ok() {
-		return s
+	fault := x.f.call(Call{Op: "lookup", Name: name})
+	if fault.Errno != 0 {
+		return fuse.Status(fault.Errno)
 	}
-	return x.RawFileSystem.Lookup(cancel, h, name, out)
+	s := x.RawFileSystem.Lookup(cancel, h, name, out)
+	if fault.Empty {
+		out.Size = 0
+	}
+	return s
 }
 
 func (x *faulty) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	if s := x.f.status("getattr", ""); !s.Ok() {
-		return s
+	fault := x.f.call(Call{Op: "getattr"})
+	if fault.Errno != 0 {
+		return fuse.Status(fault.Errno)
 	}
-	return x.RawFileSystem.GetAttr(cancel, in, out)
+	s := x.RawFileSystem.GetAttr(cancel, in, out)
+	if fault.Empty {
+		out.Size = 0
+	}
+	return s
 }
 
 func (x *faulty) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {

@@ -61,8 +61,9 @@ func loop(t testing.TB, dir, img, mkfs string, mkfsArgs []string) string {
 }
 
 // OnFaultyDisk returns a directory on an ext4 whose disk can be made to fail and
-// to hang: what is made durable on it waits for the disk.
-func OnFaultyDisk(t testing.TB) (string, *FaultyFS) {
+// to hang: what is made durable on it waits for the disk. One whose journal cannot be
+// made durable takes no more writes; without a journal (-O ^has_journal) it goes on.
+func OnFaultyDisk(t testing.TB, mkfsArgs ...string) (string, *FaultyFS) {
 	t.Helper()
 	mkfs, err := exec.LookPath("mkfs.ext4")
 	if err != nil {
@@ -71,7 +72,7 @@ func OnFaultyDisk(t testing.TB) (string, *FaultyFS) {
 	dir := inMemory(t, "disk")
 	Builder{t, dir}.Dir("disk")
 	disk := Faulty(t, filepath.Join(dir, "disk"))
-	return loop(t, dir, filepath.Join(dir, "disk/img"), mkfs, []string{"-q"}), disk
+	return loop(t, dir, filepath.Join(dir, "disk/img"), mkfs, append([]string{"-q"}, mkfsArgs...)), disk
 }
 
 // unmount gives what was left behind a moment to close its files.

@@ -6,22 +6,21 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/fsbackup/fsbackup/internal/engine"
 	"github.com/fsbackup/fsbackup/internal/fault"
-	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/telemetry/instrument"
 )
 
 // errHangs is why an attempt that a system call holds is left behind.
 var errHangs = fault.New(fault.Canceled, "the worker shuts down while a file operation hangs; another takes the shard when its lease has ended")
 
 // takeNoMore drains the worker: it finishes what it has, and Run returns.
-func (w *Worker) takeNoMore() {
-	w.drain.Do(func() {
-		w.log.Info("worker is drained: it finishes what it has and leaves")
-		w.mu.Lock()
-		w.draining = true
-		w.mu.Unlock()
-		close(w.drained)
+func (m *member) takeNoMore() {
+	m.drain.Do(func() {
+		m.log.Info("worker is drained: it finishes what it has and leaves")
+		m.mu.Lock()
+		m.draining = true
+		m.mu.Unlock()
+		close(m.drained)
 	})
 }
 
@@ -41,17 +40,55 @@ func (w *Worker) finish(ctx context.Context, g *errgroup.Group) error {
 	case err := <-ended:
 		return err
 	case <-t.C:
-		w.abandon()
+		w.abandon(context.WithoutCancel(ctx))
 		return nil
 	}
 }
 
+// abandon leaves the attempts behind that still run. Their leases end now: when their
+// system calls return they change nothing more, neither in the destination nor in the
+// cluster, and they close what they hold. Their shards are not handed back, since one
+// system call may still be carried out. Other workers get them when the server's time
+// for the delivery (AckWait) is over.
+func (w *Worker) abandon(ctx context.Context) {
+	for _, o := range w.exec.Hung(w.cfg.Grace) {
+		w.log.Error("file operation hangs, its shard is left to others", "job", o.Job, "doing", o.Doing, "path", o.Path, "since", o.Since)
+	}
+	for _, a := range w.member.leftBehind() {
+		w.conclude(ctx, a, instrument.Stale, errHangs, func() { w.announce(a, true, errHangs) })
+	}
+}
+
+// leftBehind drops the leases of all attempts that still run, and returns them.
+func (m *member) leftBehind() []*attempt {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]*attempt, 0, len(m.running))
+	for a := range m.running {
+		a.lease.drop()
+		out = append(out, a)
+	}
+	return out
+}
+
+// goodbye tells the leader that this worker takes no more.
+func (m *member) goodbye(ctx context.Context) {
+	m.mu.Lock()
+	m.leaving = true
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if _, err := m.beat(ctx); err != nil {
+		m.log.Debug("say goodbye", "error", err)
+	}
+}
+
 // waitFor waits for f, which nothing can stop, for at most d.
-func waitFor(d time.Duration, f func() error) {
+func waitFor(d time.Duration, f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = f()
+		f()
 	}()
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -59,53 +96,4 @@ func waitFor(d time.Duration, f func() error) {
 	case <-done:
 	case <-t.C:
 	}
-}
-
-// abandon leaves the attempts that still run behind. They are stale from now on:
-// when their system calls return they touch nothing more, neither in the
-// destination nor in the cluster, and close what they hold. Their shards are not
-// handed back, since one system call may yet be carried out: they go to others
-// when their leases have ended.
-func (w *Worker) abandon() {
-	for _, o := range w.cfg.Engine.Hung(w.cfg.Grace) {
-		w.log.Error("file operation hangs, its shard is left to others", "job", o.Job, "doing", o.Doing, "path", o.Path, "since", o.Since)
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for a := range w.running {
-		a.mu.Lock()
-		a.stale = true
-		a.mu.Unlock()
-		if j := w.jobs[a.run.Job]; j != nil {
-			j.ended = true // closed by the last that leaves it
-		}
-		w.announce(a, true, errHangs)
-	}
-}
-
-// hung returns the file operations that show no progress, for the heartbeat.
-func (w *Worker) hung() []protocol.HungOp {
-	list := w.cfg.Engine.Hung(w.cfg.Patience)
-	w.mu.Lock()
-	before := w.hanging
-	w.hanging = len(list)
-	w.mu.Unlock()
-	switch {
-	case before == 0 && len(list) > 0:
-		w.log.Warn("file operation hangs", "job", list[0].Job, "doing", list[0].Doing, "path", list[0].Path, "since", list[0].Since, "in_all", len(list))
-	case before > 0 && len(list) == 0:
-		w.log.Info("no file operation hangs any more")
-	}
-	out := make([]protocol.HungOp, 0, min(len(list), mostHung))
-	for _, o := range list[:min(len(list), mostHung)] {
-		out = append(out, hungOp(o))
-	}
-	return out
-}
-
-// mostHung is how many hung operations a heartbeat lists: the oldest.
-const mostHung = 16
-
-func hungOp(o engine.Operation) protocol.HungOp {
-	return protocol.HungOp{Job: protocol.JobID(o.Job), Doing: o.Doing, Path: o.Path, Since: o.Since}
 }

@@ -1,25 +1,30 @@
 // Package worker owns what a worker does with shards: it pulls them while it
 // has slots, has the engine execute them under a lease, makes the data durable,
 // and publishes each result before it acknowledges the shard.
+//
+// An attempt belongs to one slot from its beginning to its end. It ends once: see
+// Worker.conclude. Slots share two things. member owns the heartbeats and what the
+// coordinator answers; jobs owns the open roots and their syncs. Neither calls the other
+// or waits while it holds its lock. The lock of a lease may be taken while member's is
+// held.
 package worker
 
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"log/slog"
-	"maps"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/engine"
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/host"
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/telemetry/instrument"
 )
@@ -38,6 +43,9 @@ type Config struct {
 	Engine   *engine.Engine
 	Logger   *slog.Logger
 	Record   instrument.Providers
+	BootTime func() time.Duration // the clock of leases; nil = CLOCK_BOOTTIME
+	// Abilities are what the worker says that it may do; nil = what the engine finds.
+	Abilities *protocol.Abilities
 }
 
 // ErrShutdown is the cause with which a worker stops its attempts at shutdown:
@@ -46,53 +54,41 @@ var ErrShutdown = fault.New(fault.Canceled, "the worker shuts down")
 
 // Worker executes shards while Run runs.
 type Worker struct {
-	cfg      Config
-	log      *slog.Logger
-	instance string
-	metrics  *instrument.Metrics
-	pool     *bus.Pool
-	commits  chan *attempt
-	kick     chan struct{} // capacity 1: send a heartbeat now
-	ready    chan struct{} // closed with the first accepted heartbeat
-	stopping atomic.Bool   // nothing is waited for any more
-	drained  chan struct{} // closed when no more shards are to be taken
-	drain    sync.Once
+	cfg     Config
+	log     *slog.Logger
+	queue   queue
+	exec    executor
+	now     clock
+	metrics *instrument.Metrics
+	member  *member
+	jobs    *jobs
+	ready   chan struct{} // closed once the worker has joined
 
-	mu        sync.Mutex // guards what follows
-	timing    protocol.Timing
-	lease     time.Duration // boot time until which the worker's lease runs
-	running   map[*attempt]struct{}
-	cancelled map[protocol.JobID]bool
-	unfit     map[protocol.JobID]unfitness
-	jobs      map[protocol.JobID]*openJob
-	done      uint64
-	peers     int                       // others that could take a shard in this one's place
-	alike     map[string]bool           // subjects of shards all of whose entries failed alike here
-	unsent    map[protocol.JobID]string // jobs of which results cannot be published, and why
-	hanging   int                       // file operations that hung at the last heartbeat
-	draining  bool
-	leaving   bool
+	joining chan struct{} // capacity 1: full while a slot joins again
+	joins   atomic.Uint64 // how often the worker has joined
+
+	mu    sync.Mutex
+	alike map[string]bool // subjects of shards all of whose entries failed alike here; guarded by mu
 }
 
-// unfitness is why a worker cannot serve a job, and until when it believes so.
-type unfitness struct {
-	reason string
-	until  time.Time
-}
-
-// New checks the configuration.
+// New checks the configuration. All that is wrong with it is in the error.
 func New(cfg Config) (*Worker, error) {
-	if err := errors.Join(protocol.CheckToken("worker name", cfg.Name), protocol.CheckToken("pool", cfg.Pool)); err != nil {
-		return nil, err
-	}
+	return newWorker(cfg, newBusQueue(cfg.Bus, cfg.Pool), engineExecutor{cfg.Engine})
+}
+
+func newWorker(cfg Config, q queue, x executor) (*Worker, error) {
+	errs := []error{protocol.CheckToken("worker name", cfg.Name), protocol.CheckToken("pool", cfg.Pool)}
 	if cfg.Slots == 0 {
 		cfg.Slots = 4
 	}
 	if cfg.Slots < 1 || cfg.Slots > 1024 {
-		return nil, fault.New(fault.Invalid, "worker slots must be between 1 and 1024, not %d", cfg.Slots)
+		errs = append(errs, fault.New(fault.Invalid, "worker slots must be between 1 and 1024, not %d", cfg.Slots))
 	}
 	if len(cfg.Allow) == 0 {
-		return nil, fault.Hinted(fault.Invalid, "name the roots of sources and destinations with --allow", "worker %s may touch nothing", cfg.Name)
+		errs = append(errs, fault.Hinted(fault.Invalid, "name the roots of sources and destinations with --allow", "worker %s may touch nothing", cfg.Name))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
 	}
 	if cfg.Patience == 0 {
 		cfg.Patience = 30 * time.Second
@@ -103,66 +99,60 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.BootTime == nil {
+		cfg.BootTime = host.BootTime
+	}
+	if cfg.Abilities == nil {
+		is := protocol.Abilities(x.Abilities())
+		cfg.Abilities = &is
+	}
 	metrics, err := instrument.NewMetrics(cfg.Record.Meter())
 	if err != nil {
 		return nil, err
 	}
-	return &Worker{
-		cfg: cfg, log: cfg.Logger.With("component", "worker", "worker", cfg.Name), instance: rand.Text(), metrics: metrics,
-		commits: make(chan *attempt), kick: make(chan struct{}, 1), ready: make(chan struct{}), drained: make(chan struct{}),
-		timing: protocol.DefaultTiming(), running: map[*attempt]struct{}{}, cancelled: map[protocol.JobID]bool{},
-		unfit: map[protocol.JobID]unfitness{}, alike: map[string]bool{}, unsent: map[protocol.JobID]string{}, jobs: map[protocol.JobID]*openJob{},
-	}, nil
-}
-
-// bootTime is a clock that goes on while the machine sleeps and that nobody
-// sets. Leases are measured with it: a frozen or suspended worker sees on waking
-// how long it was away.
-func bootTime() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("worker: CLOCK_BOOTTIME: " + err.Error()) // exists since Linux 2.6.39
+	w := &Worker{
+		cfg: cfg, log: cfg.Logger.With("component", "worker", "worker", cfg.Name), queue: q, exec: x, now: cfg.BootTime, metrics: metrics,
+		ready: make(chan struct{}), joining: make(chan struct{}, 1), alike: map[string]bool{},
 	}
-	return time.Duration(ts.Nano())
+	w.jobs = newJobs(w.now, w.log)
+	w.member = newMember(&w.cfg, w.log, q, x, w.jobs, w.now, rand.Text())
+	return w, nil
 }
 
 // Run joins the cluster and executes shards until ctx ends. Then it hands back
 // what it has at once and says goodbye. A worker that is drained finishes what it
 // has first, and Run returns nil. A cluster that is not there is waited for; a
 // file operation that does not return is waited for no longer than the grace.
+// Run is called once.
 func (w *Worker) Run(ctx context.Context) error {
-	stopPoke, err := w.cfg.Bus.Listen(protocol.SubjectPoke, func(string, []byte) []byte { w.beatNow(); return nil })
+	stopPoke, err := w.queue.Listen(protocol.SubjectPoke, w.member.beatNow)
 	if err != nil {
 		return err
 	}
 	defer stopPoke()
 
-	defer context.AfterFunc(ctx, func() { w.stopping.Store(true) })()
-
-	// Heartbeats and commits go on while attempts are being handed back.
+	// Heartbeats go on while attempts are being handed back.
 	support, stopSupport := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSupport()
-	var sg errgroup.Group
+	var beating sync.WaitGroup
 	joined := make(chan error, 1)
-	sg.Go(func() error { w.heartbeats(support, joined); return nil })
-	sg.Go(func() error { w.commitLoop(support); return nil })
+	beating.Go(func() { w.member.heartbeats(support, joined) })
 	stop := func() {
 		stopSupport()
-		waitFor(w.cfg.Grace, sg.Wait) // a commit may hang in its sync
-		w.closeJobs()
+		w.jobs.noMoreSyncs()
+		waitFor(w.cfg.Grace, func() { beating.Wait(); w.jobs.syncing.Wait() }) // a sync may hang
+		w.jobs.closeAll()
 	}
+	defer stop()
 	select {
 	case err := <-joined:
 		if err != nil {
-			stop()
 			return err
 		}
 	case <-ctx.Done():
-		stop()
 		return context.Cause(ctx)
 	}
 	if err := w.join(ctx); err != nil {
-		stop()
 		return err
 	}
 	close(w.ready)
@@ -172,7 +162,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer stopPulls()
 	g.Go(func() error {
 		select {
-		case <-w.drained:
+		case <-w.member.drained:
 			stopPulls()
 		case <-gctx.Done():
 		}
@@ -182,11 +172,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		g.Go(func() error { return w.slot(gctx, pull) })
 	}
 	err = w.finish(ctx, g)
-	w.mu.Lock()
-	w.leaving = true
-	w.mu.Unlock()
-	w.goodbye(support)
-	stop()
+	w.member.goodbye(support)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -196,23 +182,53 @@ func (w *Worker) Run(ctx context.Context) error {
 // Ready is closed once the worker has joined the cluster.
 func (w *Worker) Ready() <-chan struct{} { return w.ready }
 
-// join binds to the pool's consumer, waiting while there is none.
+// join binds to the pool's consumer, and makes it where there is none. It tries until
+// ctx ends; meanwhile heartbeats say what is missing.
 func (w *Worker) join(ctx context.Context) error {
 	for {
-		w.mu.Lock()
-		ackWait := w.timing.AckWait
-		w.mu.Unlock()
-		err := w.cfg.Bus.EnsurePool(ctx, protocol.ClassStandard, w.cfg.Pool, ackWait)
+		err := w.queue.Join(ctx, w.member.times().AckWait)
 		if err == nil {
-			w.pool, err = w.cfg.Bus.Pool(ctx, protocol.ClassStandard, w.cfg.Pool)
-		}
-		if err == nil {
+			w.member.noteMissing("")
+			w.joins.Add(1)
 			return nil
 		}
+		w.member.noteMissing(strings.ReplaceAll(err.Error(), "\n", ": "))
 		w.log.Warn("cannot join the pool, trying again", "pool", w.cfg.Pool, "error", err)
 		if !bus.Sleep(ctx, time.Second) {
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// rejoin joins again if the consumer is gone. joins is how often the worker had joined
+// when a pull did not find the consumer: one slot joins for all of them.
+//
+// A new consumer counts deliveries from one again. Two attempts would then share a name,
+// and with it their temporary names. So rejoin first waits for the length of a lease.
+// Without the consumer no lease can be renewed, so every attempt of the old one, on any
+// worker, has lapsed by then. (A worker that starts during that time knows of no older
+// consumer, and makes one at once.)
+func (w *Worker) rejoin(ctx context.Context, joins uint64) {
+	select {
+	case w.joining <- struct{}{}:
+		defer func() { <-w.joining }()
+	case <-ctx.Done():
+		return
+	}
+	if w.joins.Load() != joins {
+		return
+	}
+	err := w.queue.Bind(ctx)
+	if err == nil {
+		w.joins.Add(1)
+	}
+	if !errors.Is(err, bus.ErrGone) {
+		return // NATS may be starting; the next pull tells
+	}
+	w.log.Warn("the pool's consumer is gone from NATS, it is made anew once no attempt of it can act", "pool", w.cfg.Pool, "error", err)
+	w.member.noteMissing(strings.ReplaceAll(err.Error(), "\n", ": "))
+	if bus.Sleep(ctx, w.member.times().Lease) && w.join(ctx) == nil {
+		w.log.Info("joined the pool again", "pool", w.cfg.Pool)
 	}
 }
 
@@ -241,18 +257,16 @@ func (w *Worker) slot(ctx, pull context.Context) error {
 	var tired backoff
 	said := ""
 	for pull.Err() == nil {
-		w.mu.Lock()
-		wait, lease, lapsed := w.timing.Lease/4, w.timing.Lease, bootTime() >= w.lease
-		w.mu.Unlock()
-		if lapsed {
+		length := w.member.times().Lease
+		if w.now() >= w.member.ownLease() {
 			// Without its own lease the worker may not act; heartbeats renew it.
 			bus.Sleep(pull, 100*time.Millisecond)
 			continue
 		}
 		// The lease of a shard runs from before it was asked for: the server
 		// cannot have sent it, and so begun to count, any earlier.
-		asked := bootTime()
-		d, err := w.pool.Next(pull, wait)
+		asked, joins := w.now(), w.joins.Load()
+		d, err := w.queue.Next(pull, length/4)
 		switch {
 		case err != nil && pull.Err() != nil:
 		case err != nil:
@@ -261,167 +275,15 @@ func (w *Worker) slot(ctx, pull context.Context) error {
 				w.log.Warn("cannot pull shards, trying again", "error", err)
 			}
 			bus.Sleep(pull, time.Second)
-			if fault.Is(err, fault.NotFound) {
-				if err := w.join(ctx); err != nil {
-					return err
-				}
+			if errors.Is(err, bus.ErrNoStream) {
+				w.rejoin(pull, joins)
 			}
 		case d != nil:
 			said = ""
-			if served := w.execute(ctx, d, asked+lease); !tired.after(ctx, served) {
+			if served := w.execute(ctx, d, asked+length); !tired.after(ctx, served) {
 				return nil
 			}
 		}
 	}
 	return nil
-}
-
-// heartbeats reports to the leader and extends leases until ctx ends. The first
-// answer, or a refusal to join, goes to joined.
-func (w *Worker) heartbeats(ctx context.Context, joined chan<- error) {
-	first, silent := true, false
-	for {
-		w.extendAll(ctx)
-		w.closeUnused(bootTime())
-		reply, err := w.beat(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			if !silent {
-				silent = true
-				w.log.Warn("no coordinator answers, waiting for one", "error", err)
-			}
-		case reply.Refused != "" && first:
-			joined <- fault.New(fault.Invalid, "the coordinator %s refuses this worker: %s", reply.Leader, reply.Refused)
-			return
-		case reply.Refused != "":
-			w.log.Error("the coordinator refuses this worker", "leader", reply.Leader, "reason", reply.Refused)
-		default:
-			if silent {
-				silent = false
-				w.log.Info("a coordinator answers again", "leader", reply.Leader)
-			}
-			if first {
-				first = false
-				joined <- nil
-			}
-		}
-		w.mu.Lock()
-		pause := w.timing.Heartbeat
-		w.mu.Unlock()
-		if first {
-			pause = min(pause, 500*time.Millisecond)
-		}
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-w.kick:
-			t.Stop()
-		case <-ctx.Done():
-			t.Stop()
-			return
-		}
-	}
-}
-
-// beatNow asks for a heartbeat without delay.
-func (w *Worker) beatNow() {
-	select {
-	case w.kick <- struct{}{}:
-	default:
-	}
-}
-
-// beat sends one heartbeat and takes over what the answer says.
-func (w *Worker) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
-	var reply protocol.HeartbeatReply
-	hung := w.hung()
-	w.mu.Lock()
-	h := w.report()
-	h.Hung = hung
-	timeout := w.timing.Heartbeat
-	w.mu.Unlock()
-	data, err := json.Marshal(h)
-	if err != nil {
-		return reply, fault.New(fault.Internal, "encode heartbeat: %w", err)
-	}
-	sent := bootTime()
-	rctx, cancel := context.WithTimeout(ctx, max(timeout, time.Second))
-	defer cancel()
-	out, err := w.cfg.Bus.Request(rctx, protocol.SubjectHeartbeat, data)
-	if err != nil {
-		return reply, err
-	}
-	if err := json.Unmarshal(out, &reply); err != nil {
-		return reply, fault.New(fault.Transient, "answer to the heartbeat: %w", err)
-	}
-	if reply.Refused != "" {
-		return reply, nil
-	}
-	if reply.Drain {
-		w.takeNoMore()
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.timing, w.peers = reply.Timing, reply.Peers
-	w.lease = sent + reply.Timing.Lease
-	told := map[protocol.JobID]bool{}
-	news := false
-	for _, id := range reply.Cancelled {
-		told[id] = true
-		news = news || !w.cancelled[id]
-		if j := w.jobs[id]; j != nil {
-			j.ended = true // cleaning up opens it once more
-			w.closeEnded(id, nil)
-		}
-	}
-	w.cancelled = told
-	for a := range w.running {
-		if told[a.run.Job] && a.run.Phase != protocol.PhaseCleanup {
-			a.cancel(errJobCancelled)
-		}
-	}
-	if news {
-		w.beatNow() // the coordinator waits to hear that it was heard
-	}
-	return reply, nil
-}
-
-// report describes the worker. It is called with the lock held.
-func (w *Worker) report() protocol.Heartbeat {
-	h := protocol.Heartbeat{
-		Wire: protocol.WireMajor, Worker: w.cfg.Name, Instance: w.instance, Pool: w.cfg.Pool, Slots: w.cfg.Slots,
-		Allow: w.cfg.Allow, Version: w.cfg.Version, Host: w.cfg.Host, Drained: w.draining, Leaving: w.leaving, Done: w.done, RSS: residentBytes(), Unsent: maps.Clone(w.unsent),
-	}
-	busy := map[protocol.JobID]bool{}
-	for a := range w.running {
-		h.Running = append(h.Running, a.run)
-		busy[a.run.Job] = true
-	}
-	for id := range w.cancelled {
-		if !busy[id] {
-			h.Seen = append(h.Seen, id)
-		}
-	}
-	for id, u := range w.unfit {
-		if time.Now().After(u.until) {
-			delete(w.unfit, id)
-			continue
-		}
-		if h.Unfit == nil {
-			h.Unfit = map[protocol.JobID]string{}
-		}
-		h.Unfit[id] = u.reason
-	}
-	return h
-}
-
-// goodbye tells the leader that this worker takes no more.
-func (w *Worker) goodbye(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	if _, err := w.beat(ctx); err != nil {
-		w.log.Debug("say goodbye", "error", err)
-	}
 }

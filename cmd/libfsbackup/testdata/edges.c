@@ -65,7 +65,7 @@ static void bad_arguments(const char *src, const char *dst, const char *meta, co
     void *b, *strange = (void *)(uintptr_t)0xdeadbeef;
     fsbackup_stats all;
     int phase;
-    char id[64] = "x";
+    char id[64] = "x", why[256];
     static const int phases[] = {INT_MIN, -1, 0, 5, 6, INT_MAX};
     for (phase = 0; phase < 6; phase++) {
         CHECK(CreateBackupInst(src, dst, meta, phases[phase], true) == NULL);
@@ -107,16 +107,16 @@ static void bad_arguments(const char *src, const char *dst, const char *meta, co
     CHECK(fsbackup_set_option(b, "verify", "checksum") == 0 && fsbackup_set_option(b, "verify", "none") == 0);
     REFUSED(fsbackup_set_option(b, "priority", "5"), "-4 to 4");
     CHECK(fsbackup_set_option(b, "replace", "if-older") == 0);
-    REFUSED(Start(b), "no control file"); /* Start without Enqueue */
-    CHECK(GetStatus(b) == BACKUP_FAILED); /* and so before Start: nobody waits for ever */
-    CHECK(strstr(fsbackup_last_error(), "not been started") != NULL);
-    CHECK(fsbackup_wait(b, -1) == BACKUP_FAILED);
-    REFUSED(fsbackup_cancel(b), "not been started");
+    CHECK(GetStatus(b) == BACKUP_INPROGRESS && fsbackup_wait(b, 20) == BACKUP_INPROGRESS); /* from the beginning */
     CHECK(fsbackup_message(b, NULL, 0) == 0);
+    REFUSED(Start(b), "no control file"); /* Start without Enqueue */
+    CHECK(GetStatus(b) == BACKUP_FAILED && fsbackup_wait(b, -1) == BACKUP_FAILED); /* nobody waits for ever */
+    CHECK(fsbackup_message(b, why, sizeof why) > 0 && strstr(why, "no control file") != NULL);
+    REFUSED(fsbackup_cancel(b), "not been started");
     CHECK(fsbackup_job_id(b, id, sizeof id) == 0 && id[0] == 0);
     CHECK(Enqueue(b, copy) == 0); /* it is as usable as before */
     all.size = sizeof all;
-    CHECK(fsbackup_get_stats(b, &all) == 0 && all.control_files == 1 && all.files_to_backup == 0);
+    CHECK(fsbackup_get_stats(b, &all) == 0 && all.control_files == 1 && all.files_to_backup > 0 && all.files_copied == 0);
     DestroyBackupInst(b);
 
     DestroyBackupInst(b); /* twice */
@@ -138,6 +138,8 @@ static void several_files(const char *src, const char *dst, const char *meta, ch
     GetStats(b, &before); /* before Start */
     CHECK(before.noOfFilesToBackup == 0 && before.backupspeed == 0);
     for (i = 0; i < n; i++) CHECK(Enqueue(b, files[i]) == 0);
+    GetStats(b, &before);
+    CHECK(before.noOfFilesToBackup > 0 && before.noOfDirToBackup > 0 && before.noOfFilesCopied == 0);
     CHECK(Start(b) == 0);
     REFUSED(Start(b), "started already");
     REFUSED(Enqueue(b, files[0]), "has been started");
@@ -212,42 +214,60 @@ static void unusable_control_file(const char *src, const char *dst, const char *
 }
 
 /* A control file that is gone when Start looks, and meta files that are not there. */
-static void missing_files(const char *src, const char *dst, const char *empty, const char *copy, const char *scratch) {
+static void missing_files(const char *src, const char *dst, const char *meta, const char *empty, const char *copy, const char *scratch) {
     BackupStatistics s;
     struct seen seen;
-    char cmd[4096], path[2048], why[1024];
+    char cmd[8192], path[2048], why[1024];
+    int i;
     void *b = CreateBackupInst(src, dst, "/nowhere", BACKUP_PHASE_COPY, true);
     CHECK(Enqueue(b, copy) == 0);
     REFUSED(Start(b), "metaPath");
     REFUSED(Start(b), "metaPath"); /* it was not started */
     CHECK(GetStatus(b) == BACKUP_FAILED);
+    CHECK(fsbackup_message(b, why, sizeof why) > 0 && strstr(why, "/nowhere") != NULL);
+    GetStats(b, &s);
+    CHECK(s.noOfFilesToBackup > 0 && s.noOfBytesToBackup > 0 && s.noOfFilesCopied == 0); /* what headers say */
     DestroyBackupInst(b);
 
-    b = CreateBackupInst(src, dst, empty, BACKUP_PHASE_COPY, true);
-    CHECK(Enqueue(b, copy) == 0 && Start(b) == 0);
-    CHECK(ended(b) == BACKUP_COMPLETED); /* entries that fail are figures */
-    GetStats(b, &s);
-    CHECK(s.noOfFilesCopied == 0 && s.noOfFilesFailed == s.noOfFilesToBackup && s.noOfDirFailed == s.noOfDirToBackup);
-    memset(&seen, 0, sizeof seen);
-    CHECK(fsbackup_failures(b, note, &seen) == (int64_t)(s.noOfFilesFailed + s.noOfDirFailed));
-    CHECK(strstr(seen.reason, "meta files of the same scan") != NULL);
-    DestroyBackupInst(b);
+    for (i = 0; i < 2; i++) {
+        b = CreateBackupInst(src, dst, i == 0 ? "" : empty, BACKUP_PHASE_COPY, true);
+        CHECK(b != NULL && Enqueue(b, copy) == 0);
+        REFUSED(Start(b), "metaPath");
+        CHECK(GetStatus(b) == BACKUP_FAILED);
+        DestroyBackupInst(b);
+    }
+
+    /* A metaPath without the files that are named is the instance's failure, not that of its entries. */
+    for (i = 0; i < 2; i++) {
+        const char *lost = i == 0 ? "/xmeta_file_0" : "/meta_file_0";
+        snprintf(path, sizeof path, "%s/part%d", scratch, i);
+        snprintf(cmd, sizeof cmd, "cp -r '%s' '%s' && rm '%s'%s", meta, path, path, lost);
+        CHECK(system(cmd) == 0);
+        b = CreateBackupInst(src, dst, path, BACKUP_PHASE_COPY, true);
+        CHECK(Enqueue(b, copy) == 0 && Start(b) == 0);
+        CHECK(ended(b) == BACKUP_FAILED);
+        CHECK(fsbackup_message(b, why, sizeof why) > 0 && strstr(why, lost) != NULL);
+        GetStats(b, &s);
+        CHECK(s.noOfFilesToBackup > 0 && s.noOfBytesToBackup > 0 && s.noOfFilesCopied + s.noOfDirCopied + s.noOfFilesFailed + s.noOfDirFailed == 0);
+        CHECK(fsbackup_failures(b, note, &seen) == 0);
+        DestroyBackupInst(b);
+    }
 
     snprintf(path, sizeof path, "%s/control_0_abc.txt", scratch);
     snprintf(cmd, sizeof cmd, "cp '%s' '%s'", copy, path);
     CHECK(system(cmd) == 0);
-    b = CreateBackupInst(src, dst, empty, BACKUP_PHASE_COPY, true);
+    b = CreateBackupInst(src, dst, meta, BACKUP_PHASE_COPY, true);
     CHECK(Enqueue(b, path) == 0 && unlink(path) == 0);
     CHECK(Start(b) == 0 && ended(b) == BACKUP_FAILED);
     CHECK(fsbackup_message(b, why, sizeof why) > 0 && strstr(why, "control_0_abc.txt") != NULL);
     CHECK(fsbackup_failures(b, note, &seen) == 0);
     DestroyBackupInst(b);
 
-    b = CreateBackupInst("/nowhere", dst, empty, BACKUP_PHASE_COPY, true);
+    b = CreateBackupInst("/nowhere", dst, meta, BACKUP_PHASE_COPY, true);
     CHECK(Enqueue(b, copy) == 0);
     REFUSED(Start(b), "open source");
     DestroyBackupInst(b);
-    b = CreateBackupInst(src, "/etc/passwd/dst", empty, BACKUP_PHASE_COPY, true);
+    b = CreateBackupInst(src, "/etc/passwd/dst", meta, BACKUP_PHASE_COPY, true);
     CHECK(Enqueue(b, copy) == 0);
     REFUSED(Start(b), "write to destination");
     DestroyBackupInst(b);
@@ -271,6 +291,6 @@ int main(int argc, char **argv) {
     failing_entries(src, dst, meta, copy, n, 0);
     failing_entries(src, dst, meta, copy, n, 1);
     unusable_control_file(src, dst, meta, copy[0], bad);
-    missing_files(src, dst, empty, copy[0], scratch);
+    missing_files(src, dst, meta, empty, copy[0], scratch);
     return 0;
 }

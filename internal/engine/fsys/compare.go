@@ -152,6 +152,12 @@ func Forget(fd int) { _ = unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) }
 // reading, in the order of the file system; . and .. are left out. The buffer is
 // the only memory used.
 func EachName(fd int, buf []byte, f func(name string) error) error {
+	return EachEntry(fd, buf, func(name string, _ uint64) error { return f(name) })
+}
+
+// EachEntry is EachName that tells the inode as well, which need not be that of a stat
+// on every file system.
+func EachEntry(fd int, buf []byte, f func(name string, ino uint64) error) error {
 	for {
 		var n int
 		err := retry(func() (err error) {
@@ -164,10 +170,11 @@ func EachName(fd int, buf []byte, f func(name string) error) error {
 		const nameAt = 19 // of struct linux_dirent64, on every architecture
 		for rest := buf[:n]; len(rest) > nameAt; {
 			size := int(binary.NativeEndian.Uint16(rest[16:]))
+			ino := binary.NativeEndian.Uint64(rest)
 			name, _, _ := bytes.Cut(rest[nameAt:size], []byte{0})
 			rest = rest[size:]
 			if s := string(name); s != "." && s != ".." {
-				if err := f(s); err != nil {
+				if err := f(s, ino); err != nil {
 					return err
 				}
 			}

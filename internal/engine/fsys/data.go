@@ -52,6 +52,7 @@ type Copier struct {
 
 	// Results.
 	Holes, Cloned     uint64 // bytes not written, bytes shared
+	Short             int64  // where the source ended, with ErrShort
 	NoClone, NoRange  bool   // the method is not possible between these files
 	sinceSync, synced int64
 }
@@ -76,6 +77,30 @@ func (c *Copier) Copy(dst, src int, size int64, sparse bool) error {
 		return c.copySparse(dst, src, size)
 	}
 	return c.copyRange(dst, src, 0, size)
+}
+
+// CopyToEnd copies what can be read from src, from its offset on, and returns how much
+// it was. It is for files whose size says nothing, not all of which know offsets.
+func (c *Copier) CopyToEnd(dst, src int) (size int64, err error) {
+	for {
+		n, err := read(src, c.Buf)
+		if err != nil {
+			return size, &DataError{Err: err}
+		}
+		if n == 0 {
+			return size, nil
+		}
+		if c.Hash != nil {
+			_, _ = c.Hash.Write(c.Buf[:n]) // it has no errors
+		}
+		if err := pwrite(dst, c.Buf[:n], size); err != nil {
+			return size, &DataError{Write: true, Err: err}
+		}
+		size += int64(n)
+		if err := c.progress(dst, size, int64(n)); err != nil {
+			return size, err
+		}
+	}
 }
 
 // hole leaves n bytes out of the copy.
@@ -115,8 +140,12 @@ func (c *Copier) copySparse(dst, src int, size int64) error {
 		data, err := seek(src, off, unix.SEEK_DATA)
 		switch {
 		case Errno(err) == unix.ENXIO:
-			if err := c.hole(size - off); err != nil {
+			end := c.endOf(src, off, size)
+			if err := c.hole(end - off); err != nil {
 				return err
+			}
+			if end < size {
+				return ErrShort
 			}
 			return c.truncate(dst, size)
 		case err != nil: // the file system can't say
@@ -143,8 +172,19 @@ func (c *Copier) copySparse(dst, src int, size int64) error {
 	return c.truncate(dst, size)
 }
 
+// endOf returns where src ends of which there is no data from off on: at size, unless
+// it has become shorter.
+func (c *Copier) endOf(src int, off, size int64) int64 {
+	var st unix.Stat_t
+	if Fstat(src, &st) == nil && st.Size < size {
+		c.Short = max(off, st.Size)
+		return c.Short
+	}
+	return size
+}
+
 func (c *Copier) truncate(dst int, size int64) error {
-	if err := retry(func() error { return unix.Ftruncate(dst, size) }); err != nil {
+	if err := Ftruncate(dst, size); err != nil {
 		return &DataError{Write: true, Err: err}
 	}
 	return nil
@@ -165,6 +205,7 @@ func (c *Copier) copyRange(dst, src int, off, end int64) error {
 			return &DataError{Err: err}
 		}
 		if n == 0 {
+			c.Short = off
 			return ErrShort
 		}
 		if c.Hash != nil {
@@ -245,6 +286,15 @@ func seek(fd int, off int64, whence int) (at int64, err error) {
 		return err //nolint:wrapcheck // bare errnos by contract
 	})
 	return at, err
+}
+
+func read(fd int, buf []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, buf)
+		if Errno(err) != unix.EINTR {
+			return n, err //nolint:wrapcheck // bare errnos by contract
+		}
+	}
 }
 
 func pread(fd int, buf []byte, off int64) (int, error) {

@@ -3,6 +3,7 @@ package fsys
 import (
 	"container/list"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,46 @@ type Dir struct {
 
 	aclOnce    sync.Once
 	defaultACL bool
+
+	flagsOnce sync.Once
+	protected bool
+
+	folds   atomic.Int32 // 0 = not known yet, 1 = no, 2 = yes
+	spelled atomic.Bool
+}
+
+// Folds returns what SetFolds noted: whether the directory takes names for the same that
+// differ in case.
+func (d *Dir) Folds() (folds, known bool) {
+	v := d.folds.Load()
+	return v == 2, v != 0
+}
+
+// SetFolds notes whether the directory folds names.
+func (d *Dir) SetFolds(folds bool) {
+	v := int32(1)
+	if folds {
+		v = 2
+	}
+	d.folds.Store(v)
+}
+
+// Spelled returns whether SetSpelled was called: the directory is called what Path says,
+// to the letter.
+func (d *Dir) Spelled() bool { return d.spelled.Load() }
+
+// SetSpelled notes that Path is right to the letter.
+func (d *Dir) SetSpelled() { d.spelled.Store(true) }
+
+// Protected reports whether the directory is immutable or append-only (chattr +i, +a):
+// names in it can then neither be removed nor renamed. The answer is taken once per Dir.
+func (d *Dir) Protected() bool {
+	d.flagsOnce.Do(func() {
+		var st unix.Stat_t
+		protected, err := FstatFlags(d.FD, &st)
+		d.protected = err == nil && protected
+	})
+	return d.protected
 }
 
 // HasDefaultACL reports whether new objects in the directory inherit an ACL.
@@ -118,6 +159,15 @@ func (c *DirCache) Drop(d *Dir) {
 	c.mu.Lock()
 	c.drop(d)
 	c.mu.Unlock()
+}
+
+// DropPath forgets the directory at path, which has been removed.
+func (c *DirCache) DropPath(path string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d := c.m[path]; d != nil {
+		c.drop(d)
+	}
 }
 
 // DropAll forgets every directory.

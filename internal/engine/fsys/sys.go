@@ -137,6 +137,12 @@ func Renameat(oldDir int, oldName string, newDir int, newName string) error {
 	return retry(func() error { return unix.Renameat(oldDir, oldName, newDir, newName) })
 }
 
+// RenameNoReplace is Renameat that gives EEXIST where newName is taken. File systems
+// that can't do that in one step give EINVAL; ENOSYS is of kernels before 3.15.
+func RenameNoReplace(oldDir int, oldName string, newDir int, newName string) error {
+	return retry(func() error { return unix.Renameat2(oldDir, oldName, newDir, newName, unix.RENAME_NOREPLACE) })
+}
+
 // Symlinkat makes the symbolic link name.
 func Symlinkat(target string, dirfd int, name string) error {
 	return retry(func() error { return unix.Symlinkat(target, dirfd, name) })
@@ -164,6 +170,11 @@ func Readlink(fd int) (string, error) {
 			return string(buf[:n]), nil
 		}
 	}
+}
+
+// Ftruncate sets the size of fd's file.
+func Ftruncate(fd int, size int64) error {
+	return retry(func() error { return unix.Ftruncate(fd, size) })
 }
 
 // Fsync makes fd's file durable.
