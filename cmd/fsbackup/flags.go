@@ -191,7 +191,7 @@ func findControl(path string) ([]protocol.FileRef, error) {
 }
 
 // inOrder sorts the control files of a directory as a scan lists them: by number, and
-// files with coded names before others, whose directories those names are below. So
+// delete files with coded names before others, whose directories those names are below. So
 // what deletes a directory comes after what deletes all that is in it.
 func inOrder(files []protocol.FileRef) {
 	type place struct{ coded, number int }
@@ -199,7 +199,7 @@ func inOrder(files []protocol.FileRef) {
 	for _, f := range files {
 		at := place{coded: 1, number: math.MaxInt}
 		if r, err := controlfile.Open(f.Path, 0); err == nil {
-			if v := r.Header().Version; v != "" && v != "1.0" {
+			if h := r.Header(); h.Coded() && h.Kind == controlfile.Delete {
 				at.coded = 0
 			}
 			_ = r.Close() // read only

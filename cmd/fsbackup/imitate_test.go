@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/fsbackup/fsbackup/internal/controlfile"
+	"github.com/fsbackup/fsbackup/internal/controlfile/laxtest"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
 
@@ -129,25 +130,112 @@ func TestNamesThatImitateEntries(t *testing.T) {
 	}
 }
 
-// TestNamesThatNoControlFileCanHold have a whole line of their own, which any
-// reader would take for an entry: they are said to be left out, and that is all.
-func TestNamesThatNoControlFileCanHold(t *testing.T) {
+// TestNamesThatOthersTakeForEntries have whole lines of their own, or parts that a laxer
+// reader takes for one: they are backed up like all others, changed, removed, verified,
+// restored, in whole and in part, and the files that name them say nothing to others.
+func TestNamesThatOthersTakeForEntries(t *testing.T) {
 	p := newPair(t)
 	b := treetest.At(t, p.src)
 	victims(t, b)
 	known, _ := linesOf(t, p.src)
-	forged := strings.Replace(known["control secret"], "secret", "evil", 1)
-	clean := treetest.Listing(t, p.src)
-	b.File("d/z\n"+forged+"\nz", "x")
-	b.Times("d", time.Unix(1_000_000_000, 5))
-	clean = slices.DeleteFunc(clean, func(e treetest.Entry) bool { return e.Path == "d" })
-	r := p.backup().want(t, 3)
-	if !strings.Contains(r.stderr+r.stdout, "the name has a line that reads as an entry of its own") {
-		t.Errorf("it is not said: %v", r)
+	forged := strings.ReplaceAll(strings.Replace(known["control secret"], "secret", "evil", 1), "/", "_")
+	lax := []string{
+		"z\n" + forged + "\nz", "new\nline,comma", "a\nf,b,c,d", "x\nf\ny", "x\nd", "i\ni,2,77", "\n\n", "b\n-1,x", "5\n5", "\r\nf,0", "GBK\n\xc4\xe3,\xff",
 	}
-	got := slices.DeleteFunc(treetest.Listing(t, p.dst), func(e treetest.Entry) bool { return e.Path == "d" })
-	if d := treetest.Diff(clean, got); len(d) > 0 {
-		t.Errorf("the rest is not as it is to be:\n%s", strings.Join(d, "\n"))
+	for i, name := range lax {
+		b.File(name, "content of "+name)
+		b.File("d/"+name, "content of d/"+name)
+		b.File("dir"+name+"/"+name, "below")
+		b.File("dir"+name+"/plain", "below")
+		b.Dir("dir" + name + "/empty" + name)
+		if i%2 == 0 {
+			if err := os.Link(b.Path("d/leader"), b.Path("dir"+name+"/linked"+name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	b.File("d/one", "a group without such a name")
+	if err := os.Link(b.Path("d/one"), b.Path("d/two")); err != nil {
+		t.Fatal(err)
+	}
+	dry := fsb(t, "backup", "--dry-run", p.src, p.dst).want(t, 0)
+	if strings.Contains(dry.stdout+dry.stderr, "rename it") {
+		t.Errorf("a name is refused: %v", dry)
+	}
+	// Small files: their parents are named again and again.
+	out := filepath.Join(t.TempDir(), "scan")
+	fsb(t, "scan", p.src, "--out", out, "--file-entries", "7").want(t, 0)
+	files, err := filepath.Glob(filepath.Join(out, "ctrl", "*.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]int{}
+	for _, path := range files {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kind, err := controlfile.Detect(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := laxtest.Reader{Joins: true}.Read(kind, string(text))
+		if err != nil {
+			t.Errorf("a reader that is laxer fails with %s: %v", path, err)
+		}
+		for _, e := range list {
+			for _, part := range append(strings.Split(e.Dir, "/"), e.Name) {
+				found[part]++
+			}
+		}
+	}
+	// What imitates an entry would be one of these, or be found twice.
+	if found["y"]+found["comma"]+found["member"] > 0 || found["evil"] != 1 || found["precious"] != 1 || found["two"] != 1 {
+		t.Errorf("a reader that is laxer finds: %v", found)
+	}
+
+	v := p.backup("--file-entries", "7").want(t, 0).job(t)
+	treetest.Same(t, p.src, p.dst)
+	if v.Stats.Skipped == 0 {
+		t.Error("no file goes on with a directory of the one before")
+	}
+	v.Stats.Skipped = 0
+	exact(t, v, treetest.Count(treetest.Listing(t, p.src)))
+	fsb(t, "verify", p.src, p.dst).want(t, 0)
+
+	for i, name := range lax {
+		switch i % 3 {
+		case 0:
+			err = os.RemoveAll(b.Path("dir" + name))
+		case 1:
+			err = os.Remove(b.Path("d/" + name))
+		case 2:
+			err = os.Chmod(b.Path("dir"+name), 0o700)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.backup("--max-delete", "100%").want(t, 0)
+	treetest.Same(t, p.src, p.dst)
+	if r := p.backup().want(t, 0); !strings.Contains(r.stdout+r.stderr, "unchanged") {
+		t.Errorf("the next run does not say that nothing changed: %v", r)
+	}
+
+	part := filepath.Join(t.TempDir(), "part")
+	fsb(t, "restore", p.dst, part, "dir"+lax[1], lax[0], "d/"+lax[2]).want(t, 0)
+	for path, want := range map[string]string{"dir" + lax[1] + "/plain": "below", lax[0]: "content of " + lax[0], "d/" + lax[2]: "content of d/" + lax[2]} {
+		if got, err := os.ReadFile(filepath.Join(part, path)); err != nil || string(got) != want {
+			t.Errorf("%q is %q, %v", path, got, err)
+		}
+	}
+	last := treetest.Listing(t, p.src)
+	if err := os.RemoveAll(p.src); err != nil {
+		t.Fatal(err)
+	}
+	fsb(t, "restore", p.dst, p.src).want(t, 0)
+	if d := treetest.Diff(last, treetest.Listing(t, p.src)); len(d) > 0 {
+		t.Fatalf("the restored tree differs:\n%s", strings.Join(d[:min(len(d), 10)], "\n"))
 	}
 }
 

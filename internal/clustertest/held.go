@@ -90,6 +90,8 @@ func (h *Held) count(path string) {
 		h.c.t.Fatal(err)
 	}
 	defer func() { _ = r.Close() }() // read only
+	head := r.Header()
+	coded := head.Coded()
 	for {
 		e, err := r.Next()
 		switch {
@@ -97,7 +99,7 @@ func (h *Held) count(path string) {
 			return
 		case err != nil:
 			h.c.t.Fatal(err)
-		case e.IsDir && e.Mode == controlfile.ModeDeleted:
+		case e.IsDir && e.Mode == controlfile.ModeDeleted && !coded:
 			h.Again++
 		}
 	}

@@ -1,6 +1,7 @@
 package controlfile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -20,7 +21,12 @@ var (
 func (r *Reader) build(e *Entry, c *columns) {
 	var err error
 	isDir := c.tag == 'd' || c.tag == 't'
+	if r.g.coded {
+		err = c.unescape()
+	}
 	switch {
+	case err != nil:
+		r.dirBad = r.dirBad || isDir
 	case c.tag == 'i':
 		err = r.buildGroup(e, c)
 		r.inGroup = err == nil
@@ -39,14 +45,17 @@ func (r *Reader) build(e *Entry, c *columns) {
 	}
 }
 
+// unescape turns the names of a coded file into what they are.
+func (c *columns) unescape() error {
+	var errs [2]error
+	c.dir, errs[0] = Unescape(c.dir)
+	c.name, errs[1] = Unescape(c.name)
+	return cmp.Or(errs[0], errs[1])
+}
+
 func (r *Reader) buildDir(e *Entry, c *columns) error {
 	e.Type, e.IsDir, e.Dir, e.Mode = TypeDir, true, c.dir, c.mode
 	var err error
-	if r.g.coded {
-		if e.Dir, err = Unescape(c.dir); err != nil {
-			return err
-		}
-	}
 	r.dir, r.dirSet = e.Dir, true
 	if e.Path, err = CleanDir(e.Dir); err != nil {
 		return err
@@ -96,11 +105,6 @@ func (r *Reader) buildFile(e *Entry, c *columns) error {
 		return errManyLines
 	}
 	var err error
-	if r.g.coded {
-		if e.Name, err = Unescape(c.name); err != nil {
-			return err
-		}
-	}
 	if e.Path, err = joinPath(r.dirPath, e.Name); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ type Summary struct {
 	DeletedDirs  uint64 // copy: d,dd lines, which the copy phase skips
 	DeletedFiles uint64 // copy: f,dd lines, likewise
 	RemoveDirs   uint64 // delete: d lines with flag 1
-	ParentDirs   uint64 // delete: d lines with flag 0
+	ParentDirs   uint64 // d lines that only name a parent: delete files with flag 0, coded copy files with dd
 	BadDirs      uint64 // unreadable text that counts as a directory
 	BadFiles     uint64 // unreadable text that counts as a file
 	Groups       uint64 // hardlink: i lines
@@ -118,6 +118,8 @@ func (s *Summary) add(e *Entry) {
 			s.RemoveDirs++
 		case s.Header.Kind == Delete:
 			s.ParentDirs++
+		case e.Mode == ModeDeleted && s.Header.Coded():
+			s.ParentDirs++ // only fsbackup writes such a file, and nothing is gone there
 		case e.Mode == ModeDeleted:
 			s.DeletedDirs++
 		default:
@@ -167,7 +169,7 @@ func (s *Summary) verify(name string) error {
 	switch h.Kind {
 	case Copy:
 		ok = explained(h, dirs, files, s.Bad())
-		dirs, files = dirs+s.DeletedDirs, files+s.DeletedFiles
+		dirs, files = dirs+s.DeletedDirs+s.ParentDirs, files+s.DeletedFiles
 		ok = ok || explained(h, dirs, files, s.Bad())
 	case Delete:
 		dirs = s.RemoveDirs

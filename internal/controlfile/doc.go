@@ -8,9 +8,9 @@
 //
 // # What is accepted
 //
-// Copy control files 1.0 and 2.0, delete control files 1.0 and 1.1, hardlink
-// control files with 9 and 10 columns, mtime control files with 10 and 11, meta
-// files with named records (72 and 88 or 160 bytes before the name) and with
+// Copy control files 1.0 and 2.0, delete control files 1.0, hardlink control files
+// with 9 and 10 columns, mtime control files with 10 and 11, coded files of each kind
+// (copy 2.1, others 1.1, see NeedsCode), meta files with named records (72 and 88 or 160 bytes before the name) and with
 // fixed records (96 and 120 bytes) that have an xmeta record beside them. The
 // title and the version decide, never a file's name or its neighbours.
 //

@@ -8,6 +8,8 @@ const (
 	// MaxLine is the most bytes of one logical line (an entry whose name holds
 	// newlines spans several physical lines), line ends included.
 	MaxLine = 8 << 10
+	// MaxCodedLine is the same in coded files: two paths, each byte of them escaped.
+	MaxCodedLine = 16 << 10
 	// MaxPath is the most bytes of an entry path.
 	MaxPath = 4096
 	// MaxName is the most bytes of one component of an entry path.

@@ -7,13 +7,13 @@ import (
 
 const hexDigits = "0123456789ABCDEF"
 
-// escapes reports whether a byte is escaped in a delete control file 1.1: the
+// escapes reports whether a byte is escaped in a coded control file: the
 // percent sign itself and the control characters, 0x00 to 0x1F and 0x7F. Bytes
 // from 0x80 are written as they are, so that UTF-8 stays readable and invalid
 // UTF-8 needs no rule.
 func escapes(b byte) bool { return b == '%' || b < 0x20 || b == 0x7f }
 
-// Escape writes a name as in a delete control file 1.1: each byte that escapes
+// Escape writes a name as in a coded control file: each byte that escapes
 // is "%" and two upper-case hexadecimal digits.
 func Escape(s string) string {
 	var b strings.Builder

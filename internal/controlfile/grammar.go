@@ -31,7 +31,8 @@ type columns struct {
 type grammar struct {
 	kind  Kind
 	v10   bool // copy 1.0
-	coded bool // delete 1.1: names are %-escaped, an entry is one line
+	coded bool // names are %-escaped, an entry is one line
+	bare  bool // coded, but lines have no mark: delete files of fsbackup 1.0
 	cols  int
 }
 
@@ -44,6 +45,12 @@ type grammar struct {
 // of an entry that spans several is never an entry by itself, unless nothing
 // follows the name (openName).
 func (g *grammar) split(s string) (c columns, st state, missing int) {
+	if g.coded && !g.bare {
+		var ok bool
+		if s, ok = strings.CutPrefix(s, codeMark); !ok {
+			return c, stBad, 0
+		}
+	}
 	switch g.kind {
 	case Copy:
 		return g.splitCopy(s)
@@ -205,6 +212,9 @@ func (c *columns) cutTail(s string, lo, hi int) state {
 // starts reports whether a line begins as an entry does, which is where reading
 // goes on behind text that is none.
 func (g *grammar) starts(s string) bool {
+	if g.coded && !g.bare {
+		return strings.HasPrefix(s, codeMark)
+	}
 	if len(s) < 2 {
 		return false
 	}

@@ -28,23 +28,24 @@ const (
 type kindInfo struct {
 	name, title string
 	versions    []string
+	coded       string // the one of them whose names are escaped
 	labels      []string
 }
 
 var kinds = [...]kindInfo{
-	Copy: {"copy", "NAS Scanner Backup Control File", []string{"1.0", "2.0"}, []string{
+	Copy: {"copy", "NAS Scanner Backup Control File", []string{"1.0", "2.0", "2.1"}, "2.1", []string{
 		"Title", "Version", "Timestamp", "TaskId", "BackupType", "NasServer", "NasShare", "NasProtocol",
 		"NasProtocolVersion", "MetadataScope", "DirectoryCount", "FileCount", "DataSize",
 	}},
-	Delete: {"delete", "NAS Backup Delete Control File", []string{"1.0", "1.1"}, []string{
+	Delete: {"delete", "NAS Backup Delete Control File", []string{"1.0", "1.1"}, "1.1", []string{
 		"Title", "Version", "Timestamp", "TaskId", "NasServer", "NasShare", "NasProtocol",
 		"NasProtocolVersion", "DirectoryDeleteCount", "FileDeleteCount",
 	}},
-	Hardlink: {"hardlink", "NAS Scanner HardLink Control File", []string{"1.0"}, []string{
+	Hardlink: {"hardlink", "NAS Scanner HardLink Control File", []string{"1.0", "1.1"}, "1.1", []string{
 		"Title", "Version", "Timestamp", "TaskId", "BackupType", "NasServer", "NasShare", "NasProtocol",
 		"NasProtocolVersion", "FileCount", "DataSize",
 	}},
-	Mtime: {"mtime", "NAS Backup Mtime Control File", []string{"1.0"}, []string{
+	Mtime: {"mtime", "NAS Backup Mtime Control File", []string{"1.0", "1.1"}, "1.1", []string{
 		"Title", "Version", "Timestamp", "TaskId", "BackupType", "NasServer", "NasShare", "NasProtocol",
 		"NasProtocolVersion", "DirectoryMtimeSetCount",
 	}},

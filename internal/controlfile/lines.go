@@ -10,12 +10,12 @@ import (
 // physLine is one physical line. What has been found out about it is kept, so
 // that a line that is looked at again while names are joined costs nothing.
 type physLine struct {
-	text   string // without line end; of an over-long line the first MaxLine bytes
+	text   string // without line end; of an over-long line the first max bytes
 	no     uint64
 	off    int64 // of its first byte
 	end    int64 // of the first byte after its line end
 	commas int
-	long   bool // longer than MaxLine
+	long   bool // longer than max
 	crlf   bool // a "\r" before the line end was cut off
 	alone  aloneState
 }
@@ -31,6 +31,7 @@ const (
 // lineSource yields physical lines with unlimited look-ahead; its callers bound
 // the look-ahead by MaxLine bytes.
 type lineSource struct {
+	max    int // bytes of a line
 	r      *bufio.Reader
 	queue  []physLine // lines looked at; those before head are consumed
 	head   int
@@ -97,15 +98,15 @@ func (s *lineSource) read() (physLine, error) {
 	if errors.Is(err, bufio.ErrBufferFull) {
 		// Too long by far: keep the beginning for the message, skip the rest.
 		l.long = true
-		b.Write(raw[:MaxLine])
+		b.Write(raw[:s.max])
 		for errors.Is(err, bufio.ErrBufferFull) {
 			raw, err = s.r.ReadSlice('\n')
 			size += int64(len(raw))
 		}
 	} else {
 		raw = trimEnd(raw)
-		if len(raw) > MaxLine {
-			l.long, raw = true, raw[:MaxLine]
+		if len(raw) > s.max {
+			l.long, raw = true, raw[:s.max]
 		}
 		b.Write(raw)
 	}

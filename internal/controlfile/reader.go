@@ -43,14 +43,38 @@ func Open(path string, want Kind) (*Reader, error) { return OpenPinned(path, wan
 // not close rd.
 func NewReader(rd io.Reader, name string, want Kind) (*Reader, error) {
 	r := &Reader{name: name}
-	r.src = lineSource{r: bufio.NewReaderSize(rd, 64<<10), no: 1}
+	r.src = lineSource{r: bufio.NewReaderSize(rd, 64<<10), no: 1, max: MaxLine}
 	h, err := readHeader(&r.src, name, want)
 	if err != nil {
 		return nil, err
 	}
 	r.header = h
-	r.g = grammar{kind: h.Kind, v10: h.Kind == Copy && h.Version == "1.0", coded: h.Kind == Delete && h.Version == "1.1"}
+	r.g = grammar{kind: h.Kind, v10: h.Kind == Copy && h.Version == "1.0", coded: h.Coded()}
+	if r.g.coded {
+		if err := r.secondBlank(); err != nil {
+			return nil, err
+		}
+	}
 	return r, nil
+}
+
+// secondBlank reads the second empty line behind the header of a coded file. Delete files
+// of fsbackup 1.0 do not have it, nor the marks of their lines.
+func (r *Reader) secondBlank() error {
+	r.src.max = MaxCodedLine
+	l, err := r.src.peek(0)
+	switch {
+	case err == nil && l.text == "":
+		r.src.drop(1)
+	case err != nil && !errors.Is(err, io.EOF):
+		return readError(r.name, err)
+	case r.g.kind == Delete:
+		r.g.bare = true
+	default:
+		_, no := r.src.position()
+		return headerError(r.name, no, hintRescan, "two empty lines must follow the header of a %s control file of version %s", r.g.kind, r.header.Version)
+	}
+	return nil
 }
 
 // OpenAt opens the control file at path and goes on behind pos, a Position of a
@@ -101,7 +125,7 @@ func (r *Reader) seek(f io.ReadSeeker, pos Position) error {
 	if _, err := f.Seek(pos.Offset, io.SeekStart); err != nil {
 		return readError(r.name, err)
 	}
-	r.src = lineSource{r: r.src.r, off: pos.Offset, no: pos.Line, cutCR: r.src.cutCR}
+	r.src = lineSource{r: r.src.r, off: pos.Offset, no: pos.Line, cutCR: r.src.cutCR, max: r.src.max}
 	r.src.r.Reset(f)
 	r.dir, r.dirSet, r.dirBad = string(pos.Dir), pos.DirSet, pos.DirBad
 	if r.dirSet && !r.dirBad {
@@ -286,11 +310,15 @@ func (r *Reader) damaged(e Entry, first physLine) Entry {
 		e.Lines++
 	}
 	r.suspect = true
-	isDir := r.g.kind == Mtime || r.g.kind != Hardlink && strings.HasPrefix(first.text, "d,")
-	r.lose(first.text, isDir)
+	text := first.text
+	if r.g.coded && !r.g.bare {
+		text = strings.TrimPrefix(text, codeMark)
+	}
+	isDir := r.g.kind == Mtime || r.g.kind != Hardlink && strings.HasPrefix(text, "d,")
+	r.lose(text, isDir)
 	switch {
 	case first.long:
-		return r.bad(e, isDir, "the line has more than %d bytes", MaxLine)
+		return r.bad(e, isDir, "the line has more than %d bytes", r.src.max)
 	case strings.HasPrefix(first.text, "Title:"):
 		return r.bad(e, isDir, "%w", errSecondHeader)
 	case first.text == "":

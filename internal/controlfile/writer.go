@@ -20,15 +20,20 @@ import (
 var (
 	// ErrLineTooLong: the reference reader's buffer holds 4607 bytes of a line.
 	ErrLineTooLong = errors.New("the entry is longer than a control file's line can be")
-	// ErrImitates: a part of the name, read as a line, is an entry by itself.
-	ErrImitates = errors.New("the name has a line that reads as an entry of its own")
-	// ErrNewline: the name has a newline, which only delete files 1.1 can hold.
-	ErrNewline = errors.New("the name has a newline, which needs a delete file of version 1.1")
+	// errNotBack: a defect of the writer, which a user gets to know as one.
+	errNotBack = errors.New("the line does not read back as the entry")
 )
 
 // maxWrittenLine is the most bytes of one written line, line end included: the
-// reference works in a buffer of 4608.
+// reference works in a buffer of 4608. Coded files are not for it.
 const maxWrittenLine = 4607
+
+func (w *Writer) maxLine() int {
+	if w.g.coded {
+		return MaxCodedLine
+	}
+	return maxWrittenLine
+}
 
 // Default limits of a written control file.
 const (
@@ -42,8 +47,8 @@ type Limits struct {
 	Bytes   int // of the body
 }
 
-// Writer writes one control file of the newest family: copy 2.0, delete 1.0 or
-// 1.1, hardlink with 10 columns, mtime with 11. The body is held in memory, so
+// Writer writes one control file of the newest family: copy 2.0, delete 1.0,
+// hardlink with 10 columns, mtime with 11, or a coded file of these. The body is held in memory, so
 // that a file is complete from the moment it has its name. Not safe for
 // concurrent use.
 type Writer struct {
@@ -65,9 +70,9 @@ type Writer struct {
 }
 
 // NewWriter returns a writer for the control file path, which must end in
-// ".txt". Of h it takes the kind, the texts and, for delete files, the version
-// ("1.1" or else 1.0); title, timestamp and counts are its own. The time is
-// written in its own location.
+// ".txt". Of h it takes the kind, the texts, and from the version whether the file
+// is coded; title, timestamp and counts are its own. The time is written in its own
+// location.
 func NewWriter(path string, h Header, at time.Time, limits Limits) (*Writer, error) {
 	if h.Kind < Copy || h.Kind > Mtime {
 		return nil, fault.New(fault.Internal, "write control file %q: kind %d", path, h.Kind)
@@ -84,14 +89,15 @@ func NewWriter(path string, h Header, at time.Time, limits Limits) (*Writer, err
 	h.Title = h.Kind.Title()
 	h.Timestamp = at.Format(TimestampLayout)
 	switch {
+	case h.Coded():
 	case h.Kind == Copy:
 		h.Version = "2.0"
-	case h.Kind != Delete || h.Version != "1.1":
+	default:
 		h.Version = "1.0"
 	}
 	h.Dirs, h.Files, h.Bytes = 0, 0, 0
 	w := &Writer{path: path, header: h, limits: limits}
-	w.g = grammar{kind: h.Kind, coded: h.Version == "1.1"}
+	w.g = grammar{kind: h.Kind, coded: h.Coded()}
 	for _, label := range kinds[h.Kind].labels {
 		if v := w.header.field(label); v != nil && strings.ContainsAny(*v, "\r\n") {
 			return nil, fault.New(fault.Invalid, "write control file %q: the %s %q has a line end", path, label, *v)
@@ -117,8 +123,8 @@ func (w *Writer) Full() bool {
 // hardlink files; it is ignored for entries of mode dd and mm, as the reference
 // does.
 //
-// An entry that cannot be written leaves the file as it is: see ErrLineTooLong,
-// ErrImitates and ErrNewline.
+// An entry that cannot be written leaves the file as it is: see ErrLineTooLong and
+// ErrNeedsCode.
 func (w *Writer) Add(e Entry, size uint64) error {
 	if w.g.kind == Copy && e.Type == TypeDir {
 		// The longest form of the line must fit.
@@ -179,6 +185,12 @@ func (w *Writer) flush() {
 // format writes the entry's line, line end included, into scratch memory.
 func (w *Writer) format(e Entry, files uint64) ([]byte, error) {
 	b := w.line[:0]
+	if w.g.coded {
+		b = append(b, codeMark...)
+		e.Dir, e.Name = Escape(e.Dir), Escape(e.Name)
+	} else if NeedsCode(w.g.kind, e) {
+		return nil, w.refuse(e, ErrNeedsCode)
+	}
 	switch {
 	case w.g.kind == Copy && (e.Type == TypeDir || e.Type == TypeFile):
 		name := e.Name
@@ -208,11 +220,6 @@ func (w *Writer) format(e Entry, files uint64) ([]byte, error) {
 		name, tag := e.Name, byte('f')
 		if e.Type == TypeDir {
 			name, tag = e.Dir, 'd'
-		}
-		if w.g.coded {
-			name = Escape(name)
-		} else if strings.IndexByte(name, '\n') >= 0 {
-			return nil, w.refuse(e, ErrNewline)
 		}
 		b = appendName(append(b, tag, ','), name)
 		if e.Type == TypeDir {
@@ -249,7 +256,7 @@ func (w *Writer) format(e Entry, files uint64) ([]byte, error) {
 
 // check refuses a line that would not read back as the entry that it is.
 func (w *Writer) check(e Entry, line []byte) error {
-	if len(line) > maxWrittenLine {
+	if len(line) > w.maxLine() {
 		return w.refuse(e, ErrLineTooLong)
 	}
 	parent := e.Dir
@@ -268,14 +275,14 @@ func (w *Writer) check(e Entry, line []byte) error {
 		}
 		return w.same(e, got)
 	}
-	r.src = lineSource{r: bufio.NewReader(bytes.NewReader(line)), no: 1}
+	r.src = lineSource{r: bufio.NewReader(bytes.NewReader(line)), no: 1, max: MaxLine}
 	r.dirPath, _ = CleanDir(parent)
 	got, err := r.Next()
 	if err != nil {
 		return err
 	}
 	if _, err := r.src.peek(0); !errors.Is(err, io.EOF) || r.suspect {
-		return w.refuse(e, ErrImitates)
+		return w.refuse(e, errNotBack)
 	}
 	return w.same(e, got)
 }
@@ -288,7 +295,7 @@ func (w *Writer) same(e, got Entry) error {
 		}
 		return w.refuse(e, got.Err)
 	case got.Type != e.Type || got.Name != e.Name || got.Type != TypeFile && got.Type != TypeGroup && got.Dir != e.Dir:
-		return w.refuse(e, ErrImitates)
+		return w.refuse(e, errNotBack)
 	}
 	return nil
 }
@@ -360,6 +367,9 @@ func (w *Writer) appendHeader(b []byte) []byte {
 		} else {
 			b = append(b, *w.header.field(label)...)
 		}
+		b = append(b, '\n')
+	}
+	if w.g.coded {
 		b = append(b, '\n')
 	}
 	return append(b, '\n')

@@ -378,27 +378,40 @@ func TestNewlinesInDeletedNamesNeedVersion11(t *testing.T) {
 	s.emits()
 }
 
-// TestADirectoryWhoseDeleteLineDoesNotFitIsKeptInMind: there is no form for such
-// a path. It is a problem each time, not forgotten.
-func TestADirectoryWhoseDeleteLineDoesNotFitIsKeptInMind(t *testing.T) {
+// TestPathsWhoseEscapedFormIsLongAreDeleted: three times as many bytes as a path has
+// fit into a line.
+func TestPathsWhoseEscapedFormIsLongAreDeleted(t *testing.T) {
 	t.Parallel()
 	s := started(t, "keep")
-	long := strings.TrimSuffix(strings.Repeat(strings.Repeat("\n", 250)+"/", 8), "/") // escaped three times as long
-	s.must(os.MkdirAll(s.path(long[:251*7-1]), 0o755))
-	old, err := os.Open(s.path(long[:251*7-1]))
-	s.must(err)
-	defer old.Close()
-	s.must(unix.Mkdirat(int(old.Fd()), "p\nq", 0o755))
-	s.scan()
-	s.commit()
-	s.must(unix.Unlinkat(int(old.Fd()), "p\nq", unix.AT_REMOVEDIR))
-	for range 2 {
-		res, _ := s.scan()
-		if res.ProblemCount != 1 || res.DeletedDirs != 0 {
-			t.Errorf("%d problems, %+v", res.ProblemCount, res.Problems)
-		}
-		s.commit()
+	name := strings.Repeat("\n", 250)
+	up := s.descend(name, 15)
+	s.must(unix.Mkdirat(up, name, 0o755))
+	if res, _ := s.scan(); res.ProblemCount != 0 || res.New != 16 {
+		t.Errorf("%d new, problems: %v", res.New, res.Problems)
 	}
+	s.commit()
+	s.must(unix.Unlinkat(up, name, unix.AT_REMOVEDIR))
+	if res, _ := s.scan(); res.ProblemCount != 0 || res.DeletedDirs != 1 {
+		t.Errorf("%d directories to delete, problems: %v", res.DeletedDirs, res.Problems)
+	}
+	s.commit()
+	s.emits()
+}
+
+// descend makes directories below each other, which may have a longer path than the
+// kernel takes. It returns the descriptor of the last one.
+func (s *series) descend(name string, depth int) int {
+	s.t.Helper()
+	fd, err := unix.Open(s.root, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	s.must(err)
+	for range depth {
+		s.must(unix.Mkdirat(fd, name, 0o755))
+		down, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		s.must(errors.Join(err, unix.Close(fd)))
+		fd = down
+	}
+	s.t.Cleanup(func() { _ = unix.Close(fd) })
+	return fd
 }
 
 func TestEntriesOfTheClockTickAreEmittedOnceMore(t *testing.T) {
@@ -592,18 +605,17 @@ func TestFilterKeepsPathsAndTheirParents(t *testing.T) {
 	}
 }
 
-// TestNamesThatCannotBeWrittenStayDirty: they are a problem each time, and
-// touch nothing.
-func TestNamesThatCannotBeWrittenStayDirty(t *testing.T) {
+// TestPathsThatCannotBeWrittenStayDirty: those that are longer than a path can be are
+// a problem each time, and touch nothing.
+func TestPathsThatCannotBeWrittenStayDirty(t *testing.T) {
 	t.Parallel()
 	s := started(t, "good")
-	evil := "x\nf,bm,0,evil,0,78,120,0\ny"
-	s.put(evil)
-	s.put("l")
-	s.must(os.Link(s.path("l"), s.path("z\nf,0,.,0,evil,meta_file_0,0,120,0,1\ny")))
+	up := s.descend(strings.Repeat("a", 255), 16)
+	// The path of the last one that fits has 4095 bytes.
+	s.must(unix.Mkdirat(up, "d", 0o755))
 	for i := range 2 {
 		res, lines := s.scan()
-		if res.ProblemCount != 2 || i > 0 && len(lines) > 0 {
+		if res.ProblemCount != 1 || i > 0 && len(lines) > 0 {
 			t.Errorf("%d problems, %q", res.ProblemCount, names(lines))
 		}
 		s.commit()

@@ -158,7 +158,7 @@ type Change struct {
 	IsDir bool   `json:"is_dir,omitempty"`
 }
 
-// MarshalJSON renders bytes that JSON cannot hold as in a delete control file 1.1.
+// MarshalJSON renders bytes that JSON cannot hold as in a coded control file.
 func (c Change) MarshalJSON() ([]byte, error) {
 	type plain Change
 	c.Path = controlfile.Escape(c.Path)
@@ -220,9 +220,8 @@ type Result struct {
 	// Pseudo file systems that were not entered, in the order of their paths.
 	PseudoSkipped []Pseudo `json:"pseudo_skipped,omitempty"`
 
-	Vanished     uint64 `json:"vanished"`       // gone between being listed and being looked at
-	TimesLeftOut uint64 `json:"times_left_out"` // directories without an mtime line, which cannot hold their name
-	AttrsPartial uint64 `json:"attrs_partial"`  // entries with an ACL or attribute that could not be read or not be written
+	Vanished     uint64 `json:"vanished"`      // gone between being listed and being looked at
+	AttrsPartial uint64 `json:"attrs_partial"` // entries with an ACL or attribute that could not be read or not be written
 
 	// Patterns that matched no entry which the scan came to.
 	UnmatchedPatterns []string `json:"unmatched_patterns,omitempty"`

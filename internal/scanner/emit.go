@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
@@ -42,11 +41,10 @@ type emitter struct {
 
 	files  map[fileKind]*controlfile.Writer
 	made   map[controlfile.Kind]int
-	coded  int                              // delete files of version 1.1 that are complete
-	under  map[fileKind]string              // delete files: the directory that file lines belong to
+	coded  int                              // coded delete files that are complete
+	under  map[fileKind]string              // copy and delete files: the directory that file lines belong to
 	trials map[fileKind]*controlfile.Writer // never written
 
-	dir   string // the directory of the last copy line of one
 	key   []byte // scratch
 	value []byte // scratch
 }
@@ -54,7 +52,7 @@ type emitter struct {
 // fileKind tells the control files that are open at a time.
 type fileKind struct {
 	kind  controlfile.Kind
-	coded bool // delete files of version 1.1
+	coded bool // its names are escaped
 }
 
 func newEmitter(s *scan) *emitter {
@@ -118,38 +116,18 @@ func (e *emitter) directory(r *Record, mode string) (bool, error) {
 	line := controlfile.Entry{
 		Type: controlfile.TypeDir, IsDir: true, Mode: mode, Dir: "/" + r.Dir, Meta: ref, ACL: r.AccessACL+r.DefaultACL != "",
 	}
-	e.dir = r.Dir
 	ok, err := e.add(controlfile.Copy, line, 0, r.Dir)
 	if err != nil || !ok {
 		return false, err
 	}
 	e.countMode(mode)
 	e.tell(OpDir, mode, r.Dir, true)
-	return true, e.times(controlfile.Entry{
+	return e.add(controlfile.Mtime, controlfile.Entry{
 		Type: controlfile.TypeTimes, IsDir: true, Dir: "/" + r.Dir, Times: &controlfile.Times{
 			Mode: r.Mode, Attr: controlfile.AttrDir, UID: r.UID, GID: r.GID, Ctime: r.Ctime.Sec, Atime: r.Atime.Sec,
 			Mtime: r.Mtime.Sec, Btime: r.Btime.Sec, SubDirs: uint64(r.SubDirs),
 		},
-	})
-}
-
-// times writes the mtime line of a directory. One that cannot be written, because
-// the name ends like such a line itself, is no problem: the directory gets its
-// times from its copy line as well.
-func (e *emitter) times(line controlfile.Entry) error {
-	w, err := e.writer(fileKind{kind: controlfile.Mtime}, "")
-	if err != nil {
-		return err
-	}
-	switch err := w.Add(line, 0); {
-	case err == nil:
-		e.written.Add(1)
-	case fault.Is(err, fault.Unsupported):
-		e.res.TimesLeftOut++
-	default:
-		return err
-	}
-	return nil
+	}, 0, r.Dir)
 }
 
 // file writes the line of an entry that is no directory and no hard link, below
@@ -188,18 +166,24 @@ func (r *Record) data() uint64 {
 // directory; if not that is a problem. It comes before anything else is written
 // because of the entry.
 func (e *emitter) holds(kind controlfile.Kind, dir, name string) (bool, error) {
-	if kind == controlfile.Copy && !strings.Contains(name, "\n") {
+	if kind == controlfile.Copy {
 		return true, nil // a name is never too long
 	}
-	w, err := e.trial(fileKind{kind: kind})
+	line := controlfile.Entry{
+		Type: controlfile.TypeFile, Mode: modeBoth, Dir: "/" + dir, Name: name, FileCount: 1<<32 - 1,
+		Meta: controlfile.MetaRef{File: "meta_file_65535", Offset: 1<<63 - 1, Length: 1<<16 - 1, Valid: true},
+	}
+	w, err := e.trial(kindOf(kind, line))
 	if err != nil {
 		return false, err
 	}
-	err = w.Check(controlfile.Entry{
-		Type: controlfile.TypeFile, Mode: modeBoth, Dir: "/" + dir, Name: name, FileCount: 1<<32 - 1,
-		Meta: controlfile.MetaRef{File: "meta_file_65535", Offset: 1<<63 - 1, Length: 1<<16 - 1, Valid: true},
-	})
+	err = w.Check(line)
 	return err == nil, e.refused(joinPath(dir, name), err)
+}
+
+// kindOf returns which control file of a kind a line belongs to.
+func kindOf(kind controlfile.Kind, line controlfile.Entry) fileKind {
+	return fileKind{kind, controlfile.NeedsCode(kind, line)}
 }
 
 // trial returns a writer to try lines with.
@@ -226,48 +210,31 @@ func (e *emitter) refused(path string, err error) error {
 // deletes reports whether a control file can hold the delete line of what is gone; if
 // not that is a problem.
 func (e *emitter) deletes(dir, name string, isDir bool) (bool, error) {
-	path := joinPath(dir, name)
-	k := fileKind{controlfile.Delete, strings.Contains(path, "\n")}
-	w, err := e.trial(k)
+	line := deleteLine(dir, name, isDir)
+	w, err := e.trial(kindOf(controlfile.Delete, line))
 	if err != nil {
 		return false, err
 	}
-	line := controlfile.Entry{Type: controlfile.TypeFile, Dir: "/" + dir, Name: name}
-	if isDir {
-		line = controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: "/" + path, Delete: true}
-	}
 	err = w.Check(line)
-	return err == nil, e.refused(path, err)
+	return err == nil, e.refused(joinPath(dir, name), err)
+}
+
+// deleteLine returns the line that removes what is gone.
+func deleteLine(dir, name string, isDir bool) controlfile.Entry {
+	if isDir {
+		return controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: "/" + joinPath(dir, name), Delete: true}
+	}
+	return controlfile.Entry{Type: controlfile.TypeFile, Dir: "/" + dir, Name: name}
 }
 
 // remove writes the delete line of what is gone. It reports false if that cannot
 // be written, which is then a problem.
 func (e *emitter) remove(dir, name string, isDir bool) (bool, error) {
 	path := joinPath(dir, name)
-	k := fileKind{controlfile.Delete, strings.Contains(path, "\n")}
-	w, err := e.writer(k, "")
-	if err != nil {
+	ok, err := e.add(controlfile.Delete, deleteLine(dir, name, isDir), 0, path)
+	if err != nil || !ok {
 		return false, err
 	}
-	lines := make([]controlfile.Entry, 0, 2)
-	switch under, ok := e.under[k]; {
-	case isDir:
-		lines = append(lines, controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: "/" + path, Delete: true})
-		delete(e.under, k) // a reader takes it for the parent of what follows
-	case !ok || under != dir || w.Entries() == 0:
-		lines = append(lines, controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: "/" + dir})
-		e.under[k] = dir
-		fallthrough
-	default:
-		lines = append(lines, controlfile.Entry{Type: controlfile.TypeFile, Dir: "/" + dir, Name: name})
-	}
-	for _, line := range lines {
-		if err := w.Add(line, 0); err != nil {
-			delete(e.under, k)
-			return false, e.refused(path, err)
-		}
-	}
-	e.written.Add(1)
 	if isDir {
 		e.res.DeletedDirs++
 	} else {
@@ -332,24 +299,48 @@ func (e *emitter) record(r *Record, name string) (controlfile.MetaRef, error) {
 // for the next one when needed. A line that cannot be written is a problem of
 // its entry; ok is then false.
 func (e *emitter) add(kind controlfile.Kind, line controlfile.Entry, size uint64, path string) (ok bool, err error) {
-	parent := ""
-	if kind == controlfile.Copy && line.Type == controlfile.TypeFile {
-		parent = "/" + e.dir
-	}
-	w, err := e.writer(fileKind{kind: kind}, parent)
+	k := kindOf(kind, line)
+	w, err := e.writer(k)
 	if err != nil {
 		return false, err
 	}
+	if line.Type == controlfile.TypeFile {
+		if err := e.name(k, w, line.Dir); err != nil {
+			return false, e.refused(path, err)
+		}
+	}
 	if err := w.Add(line, size); err != nil {
 		return false, e.refused(path, err)
+	}
+	switch {
+	case line.Delete:
+		delete(e.under, k) // readers take it for the parent of what follows
+	case line.Type == controlfile.TypeDir:
+		e.under[k] = line.Dir
 	}
 	e.written.Add(1)
 	return true, nil
 }
 
-// writer returns the control file of a kind that has room. With parent, a new
-// file begins with a line that only names the directory of the lines to come.
-func (e *emitter) writer(k fileKind, parent string) (*controlfile.Writer, error) {
+// name makes dir the directory of the file lines to come: unless it is that already, by
+// a line that only names it.
+func (e *emitter) name(k fileKind, w *controlfile.Writer, dir string) error {
+	if under, ok := e.under[k]; ok && under == dir {
+		return nil
+	}
+	line := controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Dir: dir}
+	if k.kind == controlfile.Copy {
+		line.Mode = controlfile.ModeDeleted
+	}
+	err := w.Add(line, 0)
+	if err == nil {
+		e.under[k] = dir
+	}
+	return err
+}
+
+// writer returns the control file of a kind that has room.
+func (e *emitter) writer(k fileKind) (*controlfile.Writer, error) {
 	w := e.files[k]
 	if w != nil && !w.Full() {
 		return w, nil
@@ -361,17 +352,10 @@ func (e *emitter) writer(k fileKind, parent string) (*controlfile.Writer, error)
 	e.made[k.kind]++
 	w, err := controlfile.NewWriter(filepath.Join(e.layout.ctrl, fileName(e.cfg, k.kind, n)), e.headerOf(k), e.cfg.Now,
 		controlfile.Limits{Entries: e.cfg.MaxEntries, Bytes: e.cfg.MaxBytes})
-	if err != nil {
-		return nil, err
+	if err == nil {
+		e.files[k] = w
 	}
-	e.files[k] = w
-	if parent != "" {
-		line := controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Mode: controlfile.ModeDeleted, Dir: parent}
-		if err := w.Add(line, 0); err != nil {
-			return nil, err
-		}
-	}
-	return w, nil
+	return w, err
 }
 
 // fileName returns the name of the n-th control file of a kind. The number in it
@@ -395,7 +379,7 @@ func (e *emitter) header(kind controlfile.Kind) controlfile.Header {
 func (e *emitter) headerOf(k fileKind) controlfile.Header {
 	h := e.header(k.kind)
 	if k.coded {
-		h.Version = "1.1"
+		h.Version = k.kind.CodedVersion()
 	}
 	return h
 }
@@ -425,7 +409,7 @@ func (e *emitter) finish(k fileKind) error {
 		return err
 	}
 	made := ControlFile{k.kind, w.Path()}
-	if k.coded {
+	if k.coded && k.kind == controlfile.Delete {
 		// Before the others: what it names is below directories that those name.
 		e.res.ControlFiles = slices.Insert(e.res.ControlFiles, e.coded, made)
 		e.coded++

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
@@ -64,12 +65,17 @@ type filterer struct {
 	meta *controlfile.MetaDir
 	made []ControlFile
 
-	w      *controlfile.Writer // of the current file; nil until something is kept
 	header controlfile.Header
-	name   string
-	dir    controlfile.Entry   // the last directory line of a copy file, if not yet written
-	wrote  bool                // it has been
+	parts  [2]filtered         // what is kept of the current file: uncoded, coded
+	dir    string              // of the last directory line of a copy file
 	group  []controlfile.Entry // i line and kept members of the current group
+}
+
+// filtered is a control file that holds some entries of another.
+type filtered struct {
+	w     *controlfile.Writer // nil until something is kept
+	name  string
+	under string // copy files: the directory that file lines belong to
 }
 
 func (f *filterer) file(ctx context.Context, path string, n int) (err error) {
@@ -82,9 +88,11 @@ func (f *filterer) file(ctx context.Context, path string, n int) (err error) {
 	if f.header.Kind == controlfile.Delete {
 		return nil
 	}
-	f.w, f.group, f.wrote = nil, f.group[:0], false
+	f.dir, f.group = "", f.group[:0]
 	id := &Config{TaskID: f.header.TaskID, Now: f.cfg.Now}
-	f.name = filepath.Join(f.cfg.Out, fileName(id, f.header.Kind, n))
+	for i := range f.parts {
+		f.parts[i] = filtered{name: filepath.Join(f.cfg.Out, fileName(id, f.header.Kind, 2*n+i))}
+	}
 	for i := 0; ; i++ {
 		if i%checkEvery == 0 && ctx.Err() != nil {
 			return ctx.Err()
@@ -100,13 +108,18 @@ func (f *filterer) file(ctx context.Context, path string, n int) (err error) {
 			return err
 		}
 	}
-	if err := f.endGroup(); err != nil || f.w == nil {
+	if err := f.endGroup(); err != nil {
 		return err
 	}
-	if err := f.w.Close(); err != nil {
-		return err
+	for _, p := range f.parts {
+		if p.w == nil {
+			continue
+		}
+		if err := p.w.Close(); err != nil {
+			return err
+		}
+		f.made = append(f.made, ControlFile{f.header.Kind, p.w.Path()})
 	}
-	f.made = append(f.made, ControlFile{f.header.Kind, f.w.Path()})
 	return nil
 }
 
@@ -119,7 +132,7 @@ func (f *filterer) entry(e controlfile.Entry) error {
 		}
 		f.cfg.Bad(e.Err)
 		if e.IsDir {
-			f.dir, f.wrote = controlfile.Entry{}, false
+			f.dir = ""
 		}
 		return nil
 	case controlfile.TypeGroup:
@@ -127,12 +140,11 @@ func (f *filterer) entry(e controlfile.Entry) error {
 		f.group = append(f.group[:0], e)
 		return err
 	case controlfile.TypeDir:
-		f.dir, f.wrote = e, false
+		f.dir = e.Dir
 		if e.Mode == controlfile.ModeDeleted || !f.want.has(e.Path, true) {
 			return nil
 		}
 		f.want.note(e.Path)
-		f.wrote = true
 	case controlfile.TypeTimes:
 		if !f.want.has(e.Path, true) {
 			return nil
@@ -146,21 +158,13 @@ func (f *filterer) entry(e controlfile.Entry) error {
 			f.group = append(f.group, e)
 			return nil
 		}
-		if !f.wrote {
-			// The entry's parent was named for its sake only, and is again.
-			f.wrote = true
-			parent := controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Mode: controlfile.ModeDeleted, Dir: f.dir.Dir}
-			if err := f.add(parent, 0); err != nil {
-				return err
-			}
-		}
 		size, err := f.size(e)
 		if err != nil {
 			return err
 		}
-		return f.add(e, size)
+		return f.add(f.needsCode(e), e, size)
 	}
-	return f.add(e, 0)
+	return f.add(f.needsCode(e), e, 0)
 }
 
 // endGroup writes what is kept of a hard-link group. Its first line is the one
@@ -176,11 +180,12 @@ func (f *filterer) endGroup() error {
 	if err != nil {
 		return err
 	}
+	coded := slices.ContainsFunc(group, f.needsCode)
 	for i, e := range group {
 		if i == 0 {
-			err = f.add(e, 0)
+			err = f.add(coded, e, 0)
 		} else {
-			err = f.add(e, size)
+			err = f.add(coded, e, size)
 		}
 		if err != nil {
 			return err
@@ -205,20 +210,51 @@ func (f *filterer) size(e controlfile.Entry) (uint64, error) {
 	return 0, nil // the restore reports what is wrong with it
 }
 
+// needsCode reports whether an entry belongs into the coded part.
+func (f *filterer) needsCode(e controlfile.Entry) bool {
+	return f.header.Coded() || controlfile.NeedsCode(f.header.Kind, e)
+}
+
 // add writes a line. A file is no longer than the one that it comes from, so it
 // needs no limits of its own.
-func (f *filterer) add(e controlfile.Entry, size uint64) error {
-	if f.w == nil {
-		w, err := controlfile.NewWriter(f.name, f.header, f.cfg.Now, controlfile.Limits{})
+func (f *filterer) add(coded bool, e controlfile.Entry, size uint64) error {
+	p, h := &f.parts[0], f.header
+	if coded {
+		p, h.Version = &f.parts[1], h.Kind.CodedVersion()
+	}
+	if p.w == nil {
+		w, err := controlfile.NewWriter(p.name, h, f.cfg.Now, controlfile.Limits{})
 		if err != nil {
 			return err
 		}
-		f.w = w
+		p.w = w
 	}
-	err := f.w.Add(e, size)
+	err := f.under(p, e)
+	if err == nil {
+		err = p.w.Add(e, size)
+	}
 	if err != nil && f.cfg.Bad != nil && fault.Is(err, fault.Unsupported) {
 		f.cfg.Bad(err)
 		return nil
+	}
+	return err
+}
+
+// under names the directory of a file line of a copy file, where no line above it does:
+// it was named for its sake only, or is in the other part.
+func (f *filterer) under(p *filtered, e controlfile.Entry) error {
+	switch {
+	case f.header.Kind != controlfile.Copy:
+		return nil
+	case e.Type == controlfile.TypeDir:
+		p.under = e.Dir
+		return nil
+	case p.under == f.dir:
+		return nil
+	}
+	err := p.w.Add(controlfile.Entry{Type: controlfile.TypeDir, IsDir: true, Mode: controlfile.ModeDeleted, Dir: f.dir}, 0)
+	if err == nil {
+		p.under = f.dir
 	}
 	return err
 }

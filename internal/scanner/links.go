@@ -112,8 +112,8 @@ func (e *emitter) group(g *linkGroup) error {
 
 // writeGroup writes a group: never across two files.
 func (e *emitter) writeGroup(g *linkGroup, inode, size uint64) error {
-	k := fileKind{kind: controlfile.Hardlink}
-	w, err := e.writer(k, "")
+	k := fileKind{controlfile.Hardlink, g.needsCode()}
+	w, err := e.writer(k)
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func (e *emitter) writeGroup(g *linkGroup, inode, size uint64) error {
 		if err := e.finish(k); err != nil {
 			return err
 		}
-		if w, err = e.writer(k, ""); err != nil {
+		if w, err = e.writer(k); err != nil {
 			return err
 		}
 	}
@@ -162,6 +162,24 @@ func (e *emitter) writeGroup(g *linkGroup, inode, size uint64) error {
 	}
 	e.written.Add(uint64(len(g.members)))
 	return nil
+}
+
+// needsCode reports whether a member can only be in a coded file. The group then is, as a
+// whole.
+func (g *linkGroup) needsCode() bool {
+	if bytes.IndexByte(g.text, '\n') < 0 {
+		return false
+	}
+	lastDir := ""
+	for _, mem := range g.members {
+		line := controlfile.Entry{Type: controlfile.TypeFile}
+		line.Dir, line.Name = splitKey(g.text[mem.key:mem.value], lastDir)
+		lastDir = line.Dir
+		if controlfile.NeedsCode(controlfile.Hardlink, line) {
+			return true
+		}
+	}
+	return false
 }
 
 func (e *emitter) maxEntries() int {

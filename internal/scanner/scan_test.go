@@ -404,25 +404,52 @@ func TestAScanCanBeCanceled(t *testing.T) {
 	}
 }
 
-// TestNamesThatImitateLinesAreProblems: a control file cannot hold them safely,
-// and everything else is in the scan.
-func TestNamesThatImitateLinesAreProblems(t *testing.T) {
+// TestNamesThatImitateLinesAreCoded: such names are in the scan, in files of a version
+// of their own, and everything else is where it was.
+func TestNamesThatImitateLinesAreCoded(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join(t.TempDir(), "src")
 	evil := "x\nf,bm,0,evil,0,78,120,0\ny"
-	write(t, filepath.Join(root, evil), "x")
-	write(t, filepath.Join(root, "linked"), "x")
-	write(t, filepath.Join(root, "good"), "x")
-	res, got := scanTree(t, Config{Source: root})
-	if res.ProblemCount != 1 || len(res.Problems) != 1 || res.Problems[0].Path != evil || !errors.Is(res.Problems[0].Err, controlfile.ErrImitates) {
-		t.Fatalf("%d problems: %v", res.ProblemCount, res.Problems)
+	for _, name := range []string{evil, "d/" + evil, "linked", "good", "new\nline", "di\nd,r/a", "di\nd,r/b\nd", "di\nd,r/" + evil} {
+		write(t, filepath.Join(root, name), name)
 	}
-	if len(got.entries) != 3 || got.entries["good"] == nil {
-		t.Errorf("%v", got.stats())
+	for i, name := range []string{"d/" + evil + "2", "z"} {
+		if err := os.Link(filepath.Join(root, []string{"linked", "good"}[i]), filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	b, err := os.ReadFile(res.ProblemFile)
-	if err != nil || !strings.HasPrefix(string(b), controlfile.Escape(evil)+"\t") || strings.Count(string(b), "\n") != 1 {
-		t.Errorf("%q, %v", b, err)
+	for _, most := range []int{0, 2} {
+		res, got := scanTree(t, Config{Source: root, MaxEntries: most})
+		if res.ProblemCount != 0 {
+			t.Fatalf("%d problems: %v", res.ProblemCount, res.Problems)
+		}
+		if len(got.entries) != 13 || got.entries["d/"+evil] == nil {
+			t.Errorf("%v", got.stats())
+		}
+		want := map[string]int{"copy false": 3, "copy true": 6, "hardlink false": 2, "hardlink true": 2, "mtime false": 2, "mtime true": 1}
+		lines := map[string]int{}
+		for _, f := range res.ControlFiles {
+			r, err := controlfile.Open(f.Path, f.Kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := r.Header()
+			for {
+				e, err := r.Next()
+				if err != nil {
+					break
+				}
+				if e.Type != controlfile.TypeGroup && e.Mode != controlfile.ModeDeleted {
+					lines[fmt.Sprint(f.Kind, " ", h.Coded())]++
+				}
+			}
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := cmp.Diff(want, lines); d != "" {
+			t.Error(d)
+		}
 	}
 }
 
