@@ -41,12 +41,13 @@ func TestCorruptShardFailsOnce(t *testing.T) {
 			b := c.connect("spoiler")
 			t.Cleanup(b.Close)
 			pretend(t, b)
-			c.Until(id, func(v protocol.JobView) bool { return open(v) > 0 })
 			subject := protocol.ShardSubject(protocol.ClassStandard, client.DefaultPool, id, protocol.PhaseCopy, 0)
-			m, err := b.Last(t.Context(), protocol.StreamShards, subject)
-			if err != nil {
-				t.Fatal(err)
-			}
+			var m bus.Stored
+			c.Until(id, func(protocol.JobView) bool { // a shard is open a moment before it is stored
+				var err error
+				m, err = b.Last(t.Context(), protocol.StreamShards, subject)
+				return err == nil
+			})
 			if err := b.Purge(t.Context(), protocol.StreamShards, subject, 0); err != nil {
 				t.Fatal(err)
 			}

@@ -1,9 +1,11 @@
 package clustertest
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/client"
@@ -42,6 +44,8 @@ func (c *Cluster) Hold(id protocol.JobID, source, destination string, change fun
 		h.Files.Control = append(h.Files.Control, protocol.FileRef{Path: f.Path, Phase: phaseOf[f.Kind]})
 		h.count(f.Path)
 	}
+	// What the job is given while it is held is for its copy phase.
+	slices.SortStableFunc(h.Files.Control, func(a, b protocol.FileRef) int { return cmp.Compare(a.Phase, b.Phase) })
 	spec := protocol.JobSpec{Source: source, Destination: destination, Meta: res.MetaDir, WriteMeta: true}
 	if change != nil {
 		change(&spec)
