@@ -259,12 +259,14 @@ func TestVerifyOfDirectoryTimesAlone(t *testing.T) {
 	fsb(t, "backup", "-q", "--no-state", src, dst).want(t, 0)
 	fsb(t, "scan", src, "--out", scan).want(t, 0)
 	times, err := filepath.Glob(filepath.Join(scan, "ctrl", "mtime_*"))
-	if err != nil || len(times) != 1 {
+	if err != nil || len(times) == 0 { // names with a line end have one of their own
 		t.Fatal(times, err)
 	}
-	run := func(code int) protocol.Stats {
-		return fsb(t, "run", "--source", src, "--destination", dst, "--control", times[0], "--verify-only", "--json").want(t, code).job(t).Stats
+	args := []string{"run", "--source", src, "--destination", dst, "--verify-only", "--json"}
+	for _, path := range times {
+		args = append(args, "--control", path)
 	}
+	run := func(code int) protocol.Stats { return fsb(t, args...).want(t, code).job(t).Stats }
 	dirs := treetest.Count(treetest.Listing(t, src)).Dirs
 	if s := run(0); s.DirsToBackup != dirs || s.DirsVerified != dirs || s.DirsCopied != 0 {
 		t.Errorf("statistics %+v, %d directories", s, dirs)
