@@ -59,10 +59,11 @@ var imports = []row{
 	{"internal/clustertest", "*"},
 	{"internal/chaos", ""}, // tests only: they start processes
 
-	{"cmd/coordinator", `internal/fault internal/telemetry internal/protocol internal/bus internal/api
+	{"cmd/internal/args", ""}, // command lines, byte by byte
+	{"cmd/coordinator", `cmd/internal/args internal/fault internal/telemetry internal/protocol internal/bus internal/api
 		internal/web internal/coordinator`},
-	{"cmd/worker", "internal/fault internal/telemetry internal/protocol internal/bus internal/engine internal/worker"},
-	{"cmd/fsbackup", `internal/fault internal/entry internal/telemetry internal/controlfile internal/scanner internal/history
+	{"cmd/worker", "cmd/internal/args internal/fault internal/telemetry internal/protocol internal/bus internal/engine internal/worker"},
+	{"cmd/fsbackup", `cmd/internal/args internal/fault internal/entry internal/telemetry internal/controlfile internal/scanner internal/history
 		internal/protocol internal/bus internal/engine internal/api internal/web internal/client internal/host`},
 	{"cmd/libfsbackup", `internal/fault internal/host internal/controlfile internal/protocol internal/bus
 		internal/engine internal/client`},
@@ -202,6 +203,7 @@ var calls = []struct {
 		"no process-wide registry; use one of your own", everywhere,
 	},
 	{"github.com/prometheus/client_golang/prometheus/promhttp.Handler", "no process-wide registry; use HandlerFor", everywhere},
+	{"github.com/alecthomas/kong.New|Must|Parse", "it changes what is not UTF-8; use cmd/internal/args", func(pkg string) bool { return pkg != "cmd/internal/args" }},
 	{"net/http.DefaultServeMux|Handle|HandleFunc|DefaultClient|Get|Post|Head", "no process-wide mux or client", everywhere},
 	{"log.Print|Printf|Println|Fatal|Fatalf|Fatalln|Panic|Panicf|Panicln", "use the slog.Logger that was passed in", everywhere},
 	{"log/slog.Default|SetDefault|Debug|Info|Warn|Error|DebugContext|InfoContext|WarnContext|ErrorContext", "use the slog.Logger that was passed in", everywhere},
