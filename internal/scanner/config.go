@@ -1,7 +1,6 @@
 package scanner
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // Config says what is scanned, and how.
@@ -162,7 +162,7 @@ type Change struct {
 func (c Change) MarshalJSON() ([]byte, error) {
 	type plain Change
 	c.Path = controlfile.Escape(c.Path)
-	b, err := json.Marshal(plain(c))
+	b, err := rawjson.Marshal(plain(c))
 	if err != nil {
 		return nil, fmt.Errorf("render a change: %w", err)
 	}
@@ -187,7 +187,7 @@ type Problem struct {
 // MarshalJSON renders the error as its text, and bytes that JSON cannot hold as
 // in a delete control file 1.1.
 func (p Problem) MarshalJSON() ([]byte, error) {
-	b, err := json.Marshal(struct {
+	b, err := rawjson.Marshal(struct {
 		Path  string `json:"path"`
 		Error string `json:"error"`
 	}{controlfile.Escape(p.Path), p.Err.Error()})
