@@ -28,7 +28,7 @@ var imports = []row{
 	{"internal/host", "internal/fault"},   // who a process is among hosts
 	{"internal/web", ""},                  // embedded assets
 	{"internal/telemetry/instrument", ""}, // OpenTelemetry's interfaces only
-	{"internal/telemetry", "internal/fault internal/telemetry/instrument"},
+	{"internal/telemetry", "internal/fault internal/rawjson internal/telemetry/instrument"},
 
 	{"internal/controlfile/...", "internal/fault internal/entry"},
 	{"internal/scanner/...", "internal/fault internal/rawjson internal/entry internal/controlfile"},

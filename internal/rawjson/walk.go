@@ -159,7 +159,7 @@ func putStruct(b *bytes.Buffer, v reflect.Value) error {
 			return err
 		}
 		exact := exactOf(fv)
-		if exact == nil {
+		if exact == nil || says(fields, f.name+suffix) {
 			continue
 		}
 		if err := putName(b, f.name+suffix, &first); err != nil {
@@ -171,6 +171,12 @@ func putStruct(b *bytes.Buffer, v reflect.Value) error {
 	}
 	b.WriteByte('}')
 	return nil
+}
+
+// says reports whether a struct has a field of the name, and so says itself what stands
+// there.
+func says(fields []field, name string) bool {
+	return slices.ContainsFunc(fields, func(f field) bool { return f.name == name })
 }
 
 func putName(b *bytes.Buffer, name string, first *bool) error {
@@ -298,7 +304,7 @@ func restoreStruct(data []byte, v reflect.Value) error {
 	}
 	for _, f := range fields {
 		fv := v.FieldByIndex(f.index)
-		if exact, ok := object[f.name+suffix]; ok && !slices.ContainsFunc(fields, func(g field) bool { return g.name == f.name+suffix }) {
+		if exact, ok := object[f.name+suffix]; ok && !says(fields, f.name+suffix) {
 			if err := take(exact, fv); err != nil {
 				return fmt.Errorf("%s: %w", f.name+suffix, err)
 			}
