@@ -55,6 +55,8 @@ func keepBytes(_ []string, a slog.Attr) slog.Attr {
 		text = v
 	case error:
 		text = v.Error()
+	case []string:
+		return keepList(a.Key, v)
 	default:
 		return a
 	}
@@ -64,6 +66,19 @@ func keepBytes(_ []string, a slog.Attr) slog.Attr {
 	}
 	// A group without a name is not shown as one.
 	return slog.Attr{Value: slog.GroupValue(slog.String(a.Key, rawjson.Readable(text)), slog.String(a.Key+"_bytes", base64.StdEncoding.EncodeToString(exact)))}
+}
+
+// keepList is keepBytes of a list.
+func keepList(key string, list []string) slog.Attr {
+	texts, exact, some := make([]string, len(list)), make([][]byte, len(list)), false
+	for i, s := range list {
+		texts[i], exact[i] = rawjson.Readable(s), rawjson.Exact(s)
+		some = some || exact[i] != nil
+	}
+	if !some {
+		return slog.Any(key, list)
+	}
+	return slog.Attr{Value: slog.GroupValue(slog.Any(key, texts), slog.Any(key+"_bytes", exact))}
 }
 
 // traceHandler adds the ids of the span in the context. Spans that are not
