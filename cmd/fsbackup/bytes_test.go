@@ -308,8 +308,9 @@ func (r *rawTree) byHTTP(url, flag string) {
 		Path  []byte `json:"path_bytes"`
 		Phase string `json:"phase,omitempty"`
 	}
+	id := string(client.NewJobID(time.Now()))
 	request := map[string]any{
-		"wire": protocol.WireMajor, "id": string(client.NewJobID(time.Now())), "seal": true,
+		"wire": protocol.WireMajor, "id": id, "seal": true,
 		"spec": map[string]any{"source_bytes": raw(r.src), "destination_bytes": raw(r.dst), "meta_bytes": raw(res.MetaDir), "write_meta": true},
 	}
 	var files, metas []ref
@@ -341,7 +342,6 @@ func (r *rawTree) byHTTP(url, flag string) {
 	if err != nil || answer.StatusCode != http.StatusOK {
 		t.Fatalf("%s %s, %v", answer.Status, text, err)
 	}
-	id := request["id"].(string)
 	r.spec(fsb(t, "watch", flag, "--json", id).want(t, 3))
 	get := func(path string, v any) string {
 		answer, err := http.Get(url + path)

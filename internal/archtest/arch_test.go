@@ -206,6 +206,7 @@ var calls = []struct {
 	},
 	{"github.com/prometheus/client_golang/prometheus/promhttp.Handler", "no process-wide registry; use HandlerFor", everywhere},
 	{"github.com/alecthomas/kong.New|Must|Parse", "it changes what is not UTF-8; use cmd/internal/args", func(pkg string) bool { return pkg != "cmd/internal/args" }},
+	{"log/slog.NewJSONHandler", "it changes what is not UTF-8; use telemetry.NewLogger", func(pkg string) bool { return pkg != "internal/telemetry" }},
 	{"net/http.DefaultServeMux|Handle|HandleFunc|DefaultClient|Get|Post|Head", "no process-wide mux or client", everywhere},
 	{"log.Print|Printf|Println|Fatal|Fatalf|Fatalln|Panic|Panicf|Panicln", "use the slog.Logger that was passed in", everywhere},
 	{"log/slog.Default|SetDefault|Debug|Info|Warn|Error|DebugContext|InfoContext|WarnContext|ErrorContext", "use the slog.Logger that was passed in", everywhere},

@@ -29,3 +29,14 @@ func TestOtherSpellingsOfNamesThatAreNotUTF8(t *testing.T) {
 		}
 	}
 }
+
+// The table of mounts has blanks between its columns; what Unicode takes for a blank, as
+// bytes of GBK can be, is part of a path.
+func TestMountPointsWithOtherBlanks(t *testing.T) {
+	t.Parallel()
+	const path = "/a\u3000b\u00a0\xb1\x85"
+	rows := parseMounts([]byte("20 1 0:1 / " + path + " rw shared:1 - ext4 /dev/x rw\n"))
+	if len(rows) != 1 || rows[0].at != path || rows[0].fs != "ext4" {
+		t.Errorf("%+v", rows)
+	}
+}

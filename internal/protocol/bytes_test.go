@@ -3,10 +3,12 @@ package protocol_test
 import (
 	"encoding/json"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/fsbackup/fsbackup/internal/protocol"
 	"github.com/fsbackup/fsbackup/internal/rawjson"
@@ -45,6 +47,22 @@ func TestMessagesKeepBytesThatAreNotUTF8(t *testing.T) {
 	}
 }
 
+// A field of text has to be UTF-8, or its message is changed or refused. These are words,
+// ids and texts for people; a path or a name of an entry is of the type bytes.
+func TestNoFieldOfTextIsAPath(t *testing.T) {
+	t.Parallel()
+	text := []string{"job", "worker", "mode", "reject", "kind", "op", "reason"}
+	messages := (*protocol.ShardMsg)(nil).ProtoReflect().Descriptor().ParentFile().Messages()
+	for i := range messages.Len() {
+		fields := messages.Get(i).Fields()
+		for j := range fields.Len() {
+			if f := fields.Get(j); f.Kind() == protoreflect.StringKind && !slices.Contains(text, string(f.Name())) {
+				t.Errorf("%s is text: make it bytes if it can be a path, or else list it here", f.FullName())
+			}
+		}
+	}
+}
+
 // fill sets all that v has, each string to s but those of maps: they are names and texts.
 func fill(v reflect.Value, s string) {
 	switch v.Kind() {
@@ -80,8 +98,8 @@ func fill(v reflect.Value, s string) {
 			v.Set(reflect.ValueOf(time.Unix(1e9, 5).UTC()))
 			return
 		}
-		for i := range v.NumField() {
-			fill(v.Field(i), s)
+		for _, f := range v.Fields() {
+			fill(f, s)
 		}
 	default:
 		panic(v.Type().String())

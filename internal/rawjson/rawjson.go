@@ -53,7 +53,7 @@ func Marshal(v any) ([]byte, error) {
 	if err == nil && bytes.Contains(out, replaced) {
 		out, err = encode(v)
 	}
-	return out, err //nolint:wrapcheck // as json.Marshal
+	return out, err
 }
 
 // replaced is what encoding/json writes for a byte that is not UTF-8. It writes U+FFFD
@@ -68,7 +68,7 @@ func MarshalIndent(v any, prefix, indent string) ([]byte, error) {
 	}
 	var b bytes.Buffer
 	err = json.Indent(&b, out, prefix, indent)
-	return b.Bytes(), err //nolint:wrapcheck // as json.MarshalIndent
+	return b.Bytes(), err
 }
 
 // Write writes v on one line, or indented where indent is not "", with a newline.
@@ -90,7 +90,7 @@ func Unmarshal(data []byte, v any) error {
 	if err == nil && hasBytes(data) {
 		err = restoreIn(data, reflect.ValueOf(v))
 	}
-	return err //nolint:wrapcheck // as json.Unmarshal
+	return err
 }
 
 // hasBytes reports whether a name that ends as those of bytes do has a value that could

@@ -33,12 +33,13 @@ var known sync.Map // reflect.Type -> []field
 // fieldsOf returns the fields of a struct, those of embedded ones in their place. A
 // name that two of them have is refused: what encoding/json makes of that is no format.
 func fieldsOf(t reflect.Type) ([]field, error) {
-	if f, ok := known.Load(t); ok {
-		return f.([]field), nil //nolint:forcetypeassert // it holds nothing else
+	if v, ok := known.Load(t); ok {
+		if f, ok := v.([]field); ok {
+			return f, nil
+		}
 	}
 	var out []field
-	for i := range t.NumField() {
-		sf := t.Field(i)
+	for sf := range t.Fields() {
 		tag := sf.Tag.Get("json")
 		name, options, _ := strings.Cut(tag, ",")
 		if tag == "-" || (!sf.IsExported() && !sf.Anonymous) {
@@ -78,7 +79,7 @@ func fieldsOf(t reflect.Type) ([]field, error) {
 // left reports whether encoding/json leaves the field out.
 func (f field) left(v reflect.Value) bool {
 	if f.omitZero {
-		if z, ok := v.Interface().(interface{ IsZero() bool }); ok && (v.Kind() != reflect.Pointer || !v.IsNil()) {
+		if z, ok := reflect.TypeAssert[interface{ IsZero() bool }](v); ok && (v.Kind() != reflect.Pointer || !v.IsNil()) {
 			return z.IsZero()
 		}
 		if v.IsZero() {

@@ -124,7 +124,7 @@ func TestErrorsOfSpansAreUTF8(t *testing.T) {
 		said := s.Status.Description
 		for _, e := range s.Events {
 			for _, a := range e.Attributes {
-				said += a.Value.Emit()
+				said += a.Value.String()
 			}
 		}
 		if !utf8.ValidString(said) || !strings.Contains(said, "open \ufffd") {
