@@ -23,6 +23,7 @@ import (
 	"github.com/oklog/run"
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/cmd/internal/args"
 	"github.com/fsbackup/fsbackup/internal/api"
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/coordinator"
@@ -98,7 +99,7 @@ func main() {
 }
 
 // start is main with its surroundings as arguments.
-func start(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+func start(line []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	if version == "" {
 		if info, ok := debug.ReadBuildInfo(); ok {
 			version = info.Main.Version
@@ -106,13 +107,13 @@ func start(args []string, getenv func(string) string, stdout, stderr io.Writer) 
 	}
 	cfg := config{}
 	host, _ := os.Hostname() // an empty one is refused by Validate
-	parser, err := kong.New(&cfg, kong.Name("coordinator"), kong.Writers(stdout, stderr), kong.Vars{"version": "coordinator " + version, "host": token(host), "listen": defaultListen},
+	parser, err := args.New(&cfg, kong.Name("coordinator"), kong.Writers(stdout, stderr), kong.Vars{"version": "coordinator " + version, "host": token(host), "listen": defaultListen},
 		kong.Description("Runs backup jobs on a cluster: takes control files, publishes shards for workers on NATS JetStream, folds their results. Stop it with SIGTERM; jobs go on where they were when it is started again on the same store."))
 	if err != nil {
 		fmt.Fprintf(stderr, "coordinator: %v\n", err)
 		return fault.Internal.ExitCode()
 	}
-	if _, err := parser.Parse(args); err != nil {
+	if _, err := parser.Parse(line); err != nil {
 		fmt.Fprintf(stderr, "coordinator: %v (see coordinator --help)\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return fault.Invalid.ExitCode()
 	}

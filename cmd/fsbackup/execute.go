@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/fsbackup/fsbackup/internal/client"
@@ -130,12 +129,9 @@ func (c clusterFlags) reach(a *app) error {
 func (c clusterFlags) submit(a *app, cl *client.Client, j *localJob, p *progress) error {
 	j.spec.Pool = c.Pool
 	if j.files.Metas == nil && j.spec.Meta != "" {
-		names, err := filepath.Glob(filepath.Join(j.spec.Meta, "*meta_file_*"))
-		if err != nil {
-			return &fault.Error{Kind: fault.Invalid, Op: "list", Path: j.spec.Meta, Err: err}
-		}
-		for _, n := range names {
-			j.files.Metas = append(j.files.Metas, protocol.FileRef{Path: n})
+		var err error
+		if j.files.Metas, err = metaFiles(j.spec.Meta); err != nil {
+			return err
 		}
 	}
 	err := cl.Telling(p.submission).Submit(a.ctx, j.id, j.spec, j.files, true)

@@ -139,15 +139,27 @@ func (f inputFlags) files() (client.Files, string, error) {
 	if err != nil {
 		return out, "", err
 	}
-	names, err := filepath.Glob(filepath.Join(dir, "*meta_file_*"))
-	if err != nil {
-		return out, "", &fault.Error{Kind: fault.Invalid, Op: "list", Path: dir, Err: err}
-	}
-	for _, n := range names {
-		out.Metas = append(out.Metas, protocol.FileRef{Path: n})
-	}
-	return out, dir, nil
+	out.Metas, err = metaFiles(dir)
+	return out, dir, err
 }
+
+// metaFiles returns the meta and xmeta files in a directory, whose name is no pattern.
+func metaFiles(dir string) ([]protocol.FileRef, error) {
+	names, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, &fault.Error{Kind: fault.KindOf(err), Op: "list", Path: dir, Err: errors.Unwrap(err)}
+	}
+	var out []protocol.FileRef
+	for _, n := range names {
+		if strings.Contains(n.Name(), metaFile) {
+			out = append(out, protocol.FileRef{Path: filepath.Join(dir, n.Name())})
+		}
+	}
+	return out, nil
+}
+
+// metaFile is in the names of meta and xmeta files.
+const metaFile = "meta_file_"
 
 // findControl returns the control file at path, or all below a directory. What
 // a file is, its title says; a name decides only what is looked at in a directory.
@@ -235,7 +247,8 @@ func phaseOf(k controlfile.Kind) protocol.Phase {
 // scan puts them below it.
 func findMeta(dir string) (string, error) {
 	for _, d := range []string{dir, filepath.Join(dir, "meta", "latest"), filepath.Join(dir, "latest")} {
-		if names, err := filepath.Glob(filepath.Join(d, "meta_file_*")); err == nil && len(names) > 0 {
+		names, _ := os.ReadDir(d) // what cannot be read has none
+		if slices.ContainsFunc(names, func(n fs.DirEntry) bool { return strings.HasPrefix(n.Name(), metaFile) }) {
 			return absolute(d)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
 
+	"github.com/fsbackup/fsbackup/cmd/internal/args"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/telemetry"
 )
@@ -97,10 +98,10 @@ func main() {
 }
 
 // run is main with its surroundings as arguments.
-func run(args []string, getenv func(string) string, stdout, stderr io.Writer) (code int) {
+func run(line []string, getenv func(string) string, stdout, stderr io.Writer) (code int) {
 	var c cli
 	exited := -1
-	parser, err := kong.New(&c, kong.Name("fsbackup"), kong.Description(description), kong.UsageOnError(),
+	parser, err := args.New(&c, kong.Name("fsbackup"), kong.Description(description), kong.UsageOnError(),
 		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exited = code; panic(exit(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}))
 	if err != nil {
@@ -117,7 +118,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) (c
 		}
 	}()
 	kongcompletion.Register(parser)
-	kctx, err := parser.Parse(args)
+	kctx, err := parser.Parse(line)
 	if err != nil {
 		fmt.Fprintf(stderr, "fsbackup: %v (see fsbackup --help)\n", err)
 		return fault.Invalid.ExitCode()

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/client"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/scanner"
 )
 
@@ -34,12 +34,10 @@ func setUmask(mask int) func() {
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v) //nolint:wrapcheck // the writer names itself
+	return rawjson.Write(w, v, "  ")
 }
 
-func printLine(w io.Writer, v any) error { return json.NewEncoder(w).Encode(v) } //nolint:wrapcheck // the writer names itself
+func printLine(w io.Writer, v any) error { return rawjson.Write(w, v, "") }
 
 // bytesText renders a size with three significant digits.
 func bytesText(n uint64) string {
@@ -171,9 +169,6 @@ func printFailures(a *app, cl *client.Client, v protocol.JobView, named bool, sc
 // file.
 func failureLine(f protocol.FailureView, named bool) string {
 	path, where := f.Path, f.ControlFile
-	if len(f.PathBytes) > 0 {
-		path = string(f.PathBytes)
-	}
 	switch {
 	case path == "" && f.Line == 0: // the file itself
 		path, where = where, ""

@@ -12,6 +12,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/client"
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/scanner"
 )
 
@@ -31,6 +32,7 @@ type restoreOp struct {
 	Op    string `json:"op"`   // dir, copy, link, replace, keep
 	Path  string `json:"path"` // below the target
 	IsDir bool   `json:"is_dir,omitempty"`
+	Exact []byte `json:"path_bytes,omitempty"` // set where it is not UTF-8
 }
 
 // restorePreview is what --json prints of a dry run.
@@ -50,7 +52,8 @@ func (c restoreCmd) preview(a *app, files client.Files, meta string, res *scanne
 		switch {
 		case !c.List:
 		case c.JSON:
-			op.Path = controlfile.Escape(op.Path)
+			op.Exact = rawjson.Exact(op.Path)
+			op.Path = scanner.EscapedPath(op.Path)
 			out.Entries = append(out.Entries, op)
 		case op.IsDir:
 			fmt.Fprintf(a.stdout, "%s %q\n", op.Op, op.Path+"/")
@@ -131,7 +134,7 @@ func (c restoreCmd) planFile(f protocol.FileRef, md *controlfile.MetaDir, plan *
 			continue
 		case e.IsDir:
 			plan.Dirs++
-			tell(restoreOp{"dir", path, true})
+			tell(restoreOp{Op: "dir", Path: path, IsDir: true})
 			continue
 		}
 		linked := f.Phase == protocol.PhaseHardlink
@@ -149,7 +152,7 @@ func (c restoreCmd) planEntry(e controlfile.Entry, md *controlfile.MetaDir, path
 	switch {
 	case there && (c.Replace == "never" || c.Replace == "if-older" && err == nil && st.Mtim.Sec >= m.Mtime):
 		plan.Kept++
-		tell(restoreOp{"keep", path, false})
+		tell(restoreOp{Op: "keep", Path: path})
 		return
 	case there:
 		plan.Replaced++
@@ -166,7 +169,7 @@ func (c restoreCmd) planEntry(e controlfile.Entry, md *controlfile.MetaDir, path
 	if err == nil && m.Mode&unix.S_IFMT == unix.S_IFREG && !counted {
 		plan.Bytes += m.Size
 	}
-	tell(restoreOp{op, path, false})
+	tell(restoreOp{Op: op, Path: path})
 }
 
 // below returns where in the target an entry is put; false if nowhere.

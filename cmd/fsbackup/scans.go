@@ -44,7 +44,10 @@ func (c scansListCmd) Run(a *app) error {
 		return err
 	}
 	if c.JSON {
-		return printJSON(a.stdout, map[string]any{"dir": pair.Dir, "scans": scans})
+		return printJSON(a.stdout, struct {
+			Dir   string          `json:"dir"`
+			Scans []*history.Scan `json:"scans"`
+		}{pair.Dir, scans})
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(w, "SCAN\tSTATUS\tKIND\tFILES\tDATA\tDIRECTORY")

@@ -100,7 +100,7 @@ func TestFailureLinesBeginWithThePath(t *testing.T) {
 		},
 		{protocol.FailureView{Path: "", Op: "set times of", Reason: "no\nroom", ControlFile: "/c/x.txt", Line: 3}, `".": set times of: no room`, `".": set times of: no room (/c/x.txt:3)`},
 		{protocol.FailureView{Op: "admit control file", Reason: "no title", ControlFile: "/c/x.txt"}, `"/c/x.txt": admit control file: no title`, `"/c/x.txt": admit control file: no title`},
-		{protocol.FailureView{Path: "?", PathBytes: []byte("\xff"), Op: "verify", Reason: "verify: is missing", ControlFile: "/c/x.txt", Line: 1}, `"\xff": verify: is missing`, `"\xff": verify: is missing (/c/x.txt:1)`},
+		{protocol.FailureView{Path: "\xff", Op: "verify", Reason: "verify: is missing", ControlFile: "/c/x.txt", Line: 1}, `"\xff": verify: is missing`, `"\xff": verify: is missing (/c/x.txt:1)`},
 	} {
 		if got := failureLine(c.f, false); got != c.alone {
 			t.Errorf("on one host: %s", got)

@@ -256,12 +256,8 @@ func bridgeFailures(h C.uintptr_t, page *C.bridge_page, errText *C.char) C.int {
 
 // failureToC gives the strings to C, which frees them.
 func failureToC(v *protocol.FailureView) C.fsbackup_failure {
-	path := v.Path
-	if len(v.PathBytes) > 0 {
-		path = string(v.PathBytes)
-	}
 	c := C.fsbackup_failure{
-		size: C.sizeof_fsbackup_failure, control_file: C.CString(v.ControlFile), line: C.uint64_t(v.Line), path: C.CString(path),
+		size: C.sizeof_fsbackup_failure, control_file: C.CString(v.ControlFile), line: C.uint64_t(v.Line), path: C.CString(v.Path),
 		operation: C.CString(v.Op), kind: C.CString(v.Kind), reason: C.CString(oneLine(v.Reason)), phase: C.int(v.Phase), error: C.int(v.Errno),
 	}
 	if v.IsDir {

@@ -19,6 +19,7 @@ import (
 	"github.com/oklog/run"
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/cmd/internal/args"
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/engine"
 	"github.com/fsbackup/fsbackup/internal/fault"
@@ -71,7 +72,7 @@ func main() {
 }
 
 // start is main with its surroundings as arguments.
-func start(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+func start(line []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	if version == "" {
 		if info, ok := debug.ReadBuildInfo(); ok {
 			version = info.Main.Version
@@ -79,13 +80,13 @@ func start(args []string, getenv func(string) string, stdout, stderr io.Writer) 
 	}
 	cfg := config{}
 	host, _ := os.Hostname() // an empty one is refused by Validate
-	parser, err := kong.New(&cfg, kong.Name("worker"), kong.Writers(stdout, stderr), kong.Vars{"version": "worker " + version, "host": token(host)},
+	parser, err := args.New(&cfg, kong.Name("worker"), kong.Writers(stdout, stderr), kong.Vars{"version": "worker " + version, "host": token(host)},
 		kong.Description("Executes shards of backup jobs. It may join and leave a cluster at any time; on SIGTERM it hands back at once what it has. It touches nothing outside its --allow roots."))
 	if err != nil {
 		fmt.Fprintf(stderr, "worker: %v\n", err)
 		return fault.Internal.ExitCode()
 	}
-	if _, err := parser.Parse(args); err != nil {
+	if _, err := parser.Parse(line); err != nil {
 		fmt.Fprintf(stderr, "worker: %v (see worker --help)\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return fault.Invalid.ExitCode()
 	}

@@ -4,13 +4,13 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // Service is what a coordinator offers. Errors are of a fault kind and travel
@@ -57,7 +57,7 @@ func op[Q, R any](name string, f func(context.Context, Q) (R, error)) operation 
 	return operation{name, func(ctx context.Context, request []byte) ([]byte, error) {
 		var q Q
 		if len(request) > 0 {
-			if err := json.Unmarshal(request, &q); err != nil {
+			if err := rawjson.Unmarshal(request, &q); err != nil {
 				return nil, fault.New(fault.Invalid, "request of %s: %w", name, err)
 			}
 		}
@@ -65,7 +65,7 @@ func op[Q, R any](name string, f func(context.Context, Q) (R, error)) operation 
 		if err != nil {
 			return nil, err
 		}
-		out, err := json.Marshal(r)
+		out, err := rawjson.Marshal(r)
 		if err != nil {
 			return nil, fault.New(fault.Internal, "encode reply of %s: %w", name, err)
 		}
@@ -84,7 +84,7 @@ func operations(s Service) []operation {
 // reply is what travels back over NATS: either of the two.
 type reply struct {
 	Error *protocol.ErrorReply `json:"error,omitempty"`
-	Value json.RawMessage      `json:"value,omitempty"`
+	Value rawjson.Raw          `json:"value,omitempty"`
 }
 
 // ErrNotLeader means that another coordinator has the answer.
@@ -105,7 +105,7 @@ func Serve(ctx context.Context, b *bus.Bus, s Service) (func(), error) {
 			if err != nil {
 				r = reply{Error: errorReply(err)}
 			}
-			out, err := json.Marshal(r)
+			out, err := rawjson.Marshal(r)
 			if err != nil {
 				return []byte(`{"error":{"kind":"internal","error":"reply cannot be encoded"}}`)
 			}
@@ -133,7 +133,7 @@ func CallLong[R any](ctx context.Context, b *bus.Bus, op string, request any, si
 
 func callBy[R any](op string, request any, ask func(subject string, data []byte) ([]byte, error)) (R, error) {
 	var zero R
-	data, err := json.Marshal(request)
+	data, err := rawjson.Marshal(request)
 	if err != nil {
 		return zero, fault.New(fault.Internal, "encode request of %s: %w", op, err)
 	}
@@ -145,14 +145,14 @@ func callBy[R any](op string, request any, ask func(subject string, data []byte)
 		return zero, err
 	}
 	var r reply
-	if err := json.Unmarshal(out, &r); err != nil {
+	if err := rawjson.Unmarshal(out, &r); err != nil {
 		return zero, fault.New(fault.Corrupt, "answer to %s: %w", op, err)
 	}
 	if r.Error != nil {
 		return zero, fault.New(fault.ParseKind(r.Error.Kind), "%s", r.Error.Text)
 	}
 	var v R
-	if err := json.Unmarshal(r.Value, &v); err != nil {
+	if err := rawjson.Unmarshal(r.Value, &v); err != nil {
 		return zero, fault.New(fault.Corrupt, "answer to %s: %w", op, err)
 	}
 	return v, nil

@@ -2,13 +2,13 @@ package api
 
 import (
 	"cmp"
-	"encoding/json"
 	"io"
 	"net/http"
 	"strconv"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // maxRequest bounds the body of an HTTP request.
@@ -130,7 +130,7 @@ func limit(w http.ResponseWriter, r *http.Request) (n int, ok bool) {
 func read(w http.ResponseWriter, r *http.Request, v any) bool {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
 	if err == nil {
-		err = json.Unmarshal(body, v)
+		err = rawjson.Unmarshal(body, v)
 	}
 	if err != nil {
 		fail(w, fault.New(fault.Invalid, "request body: %w", err))
@@ -148,7 +148,7 @@ func respond(w http.ResponseWriter, v any, err error) {
 
 func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // a client that went away needs no answer
+	_ = rawjson.Write(w, v, "") // a client that went away needs no answer
 }
 
 func fail(w http.ResponseWriter, err error) {
@@ -165,5 +165,5 @@ func fail(w http.ResponseWriter, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(errorReply(err)) // likewise
+	_ = rawjson.Write(w, errorReply(err), "") // likewise
 }

@@ -23,46 +23,48 @@ var imports = []row{
 	{"internal/treetest", ""},             // trees for tests
 	{"internal/mutant", ""},               // defences that a build for tests can do without
 	{"internal/fault", ""},                // kinds of errors; everybody's leaf
+	{"internal/rawjson", ""},              // JSON that keeps bytes
 	{"internal/entry", ""},                // operations, metadata and counts of entries
 	{"internal/host", "internal/fault"},   // who a process is among hosts
 	{"internal/web", ""},                  // embedded assets
 	{"internal/telemetry/instrument", ""}, // OpenTelemetry's interfaces only
-	{"internal/telemetry", "internal/fault internal/telemetry/instrument"},
+	{"internal/telemetry", "internal/fault internal/rawjson internal/telemetry/instrument"},
 
 	{"internal/controlfile/...", "internal/fault internal/entry"},
-	{"internal/scanner/...", "internal/fault internal/entry internal/controlfile"},
+	{"internal/scanner/...", "internal/fault internal/rawjson internal/entry internal/controlfile"},
 	{"internal/engine/...", "internal/fault internal/entry"},
-	{"internal/protocol", "internal/fault internal/entry"},
+	{"internal/protocol", "internal/fault internal/rawjson internal/entry"},
 	{"internal/shard", "internal/fault internal/entry internal/controlfile internal/protocol"},
-	{"internal/state", "internal/fault internal/entry internal/mutant internal/protocol"},
+	{"internal/state", "internal/fault internal/rawjson internal/entry internal/mutant internal/protocol"},
 
-	{"internal/bus/...", "internal/fault internal/mutant internal/protocol internal/telemetry/instrument"},
-	{"internal/api", "internal/fault internal/protocol internal/bus internal/web"},
+	{"internal/bus/...", "internal/fault internal/rawjson internal/mutant internal/protocol internal/telemetry/instrument"},
+	{"internal/api", "internal/fault internal/rawjson internal/protocol internal/bus internal/web"},
 
 	// The four parts of the coordinator: all know the records, and not each other.
-	{"internal/coordinator/records", `internal/fault internal/controlfile internal/protocol internal/state internal/bus`},
-	{"internal/coordinator/publisher", `internal/fault internal/entry internal/mutant internal/telemetry/instrument internal/controlfile
+	{"internal/coordinator/records", `internal/fault internal/rawjson internal/controlfile internal/protocol internal/state internal/bus`},
+	{"internal/coordinator/publisher", `internal/fault internal/rawjson internal/entry internal/mutant internal/telemetry/instrument internal/controlfile
 		internal/protocol internal/shard internal/state internal/bus internal/coordinator/records`},
 	{"internal/coordinator/folder", "internal/fault internal/protocol internal/state internal/bus internal/coordinator/records"},
-	{"internal/coordinator/roster", "internal/fault internal/host internal/mutant internal/protocol internal/state internal/bus internal/coordinator/records"},
-	{"internal/coordinator", `internal/fault internal/host internal/entry internal/controlfile internal/protocol internal/shard internal/state internal/bus internal/api
+	{"internal/coordinator/roster", "internal/fault internal/rawjson internal/host internal/mutant internal/protocol internal/state internal/bus internal/coordinator/records"},
+	{"internal/coordinator", `internal/fault internal/rawjson internal/host internal/entry internal/controlfile internal/protocol internal/shard internal/state internal/bus internal/api
 		internal/coordinator/records internal/coordinator/publisher internal/coordinator/folder internal/coordinator/roster`},
-	{"internal/worker/...", `internal/fault internal/host internal/entry internal/mutant internal/telemetry/instrument internal/engine
+	{"internal/worker/...", `internal/fault internal/rawjson internal/host internal/entry internal/mutant internal/telemetry/instrument internal/engine
 		internal/protocol internal/bus`},
 	// A client talks to a cluster, or starts one in the process.
-	{"internal/client", `internal/fault internal/mutant internal/shard internal/telemetry/instrument internal/controlfile internal/scanner
+	{"internal/client", `internal/fault internal/rawjson internal/mutant internal/shard internal/telemetry/instrument internal/controlfile internal/scanner
 		internal/engine internal/protocol internal/bus internal/api internal/coordinator internal/worker`},
 
 	// What is known of a source and its destination from run to run.
-	{"internal/history", "internal/fault internal/protocol internal/scanner"},
+	{"internal/history", "internal/fault internal/rawjson internal/protocol internal/scanner"},
 
 	{"internal/clustertest", "*"},
 	{"internal/chaos", ""}, // tests only: they start processes
 
-	{"cmd/coordinator", `internal/fault internal/telemetry internal/protocol internal/bus internal/api
+	{"cmd/internal/args", ""}, // command lines, byte by byte
+	{"cmd/coordinator", `cmd/internal/args internal/fault internal/telemetry internal/protocol internal/bus internal/api
 		internal/web internal/coordinator`},
-	{"cmd/worker", "internal/fault internal/telemetry internal/protocol internal/bus internal/engine internal/worker"},
-	{"cmd/fsbackup", `internal/fault internal/entry internal/telemetry internal/controlfile internal/scanner internal/history
+	{"cmd/worker", "cmd/internal/args internal/fault internal/telemetry internal/protocol internal/bus internal/engine internal/worker"},
+	{"cmd/fsbackup", `cmd/internal/args internal/fault internal/rawjson internal/entry internal/telemetry internal/controlfile internal/scanner internal/history
 		internal/protocol internal/bus internal/engine internal/api internal/web internal/client internal/host`},
 	{"cmd/libfsbackup", `internal/fault internal/host internal/controlfile internal/protocol internal/bus
 		internal/engine internal/client`},
@@ -87,6 +89,7 @@ var only = []struct {
 	{"go.opentelemetry.io/otel/exporters", "telemetry alone exports", []string{"internal/telemetry"}, false},
 	{"go.opentelemetry.io/contrib", "telemetry alone exports", []string{"internal/telemetry"}, false},
 	{"github.com/vbauerster/mpb", "progress bars are for people", []string{"cmd"}, false},
+	{"encoding/json", "it changes what is not UTF-8, as paths may be; use internal/rawjson", []string{"internal/rawjson"}, true},
 	{"C", "cgo only where C calls us", []string{"cmd/libfsbackup"}, true},
 }
 
@@ -202,6 +205,8 @@ var calls = []struct {
 		"no process-wide registry; use one of your own", everywhere,
 	},
 	{"github.com/prometheus/client_golang/prometheus/promhttp.Handler", "no process-wide registry; use HandlerFor", everywhere},
+	{"github.com/alecthomas/kong.New|Must|Parse", "it changes what is not UTF-8; use cmd/internal/args", func(pkg string) bool { return pkg != "cmd/internal/args" }},
+	{"log/slog.NewJSONHandler", "it changes what is not UTF-8; use telemetry.NewLogger", func(pkg string) bool { return pkg != "internal/telemetry" }},
 	{"net/http.DefaultServeMux|Handle|HandleFunc|DefaultClient|Get|Post|Head", "no process-wide mux or client", everywhere},
 	{"log.Print|Printf|Println|Fatal|Fatalf|Fatalln|Panic|Panicf|Panicln", "use the slog.Logger that was passed in", everywhere},
 	{"log/slog.Default|SetDefault|Debug|Info|Warn|Error|DebugContext|InfoContext|WarnContext|ErrorContext", "use the slog.Logger that was passed in", everywhere},

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"io"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // KV is a bucket of keys with revisions. Its methods may be called concurrently.
@@ -188,7 +188,7 @@ func (o *Objects) forget(ctx context.Context, name string) error {
 	var is struct {
 		Deleted bool `json:"deleted"`
 	}
-	if err := json.Unmarshal(m.Data, &is); err != nil {
+	if err := rawjson.Unmarshal(m.Data, &is); err != nil {
 		return &fault.Error{Kind: fault.Corrupt, Op: "read object", Path: name, Err: err}
 	}
 	if !is.Deleted {

@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,6 +15,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/mutant"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // Message is a message to publish. The bus does not keep it.
@@ -74,7 +74,7 @@ func (b *Bus) PublishBatch(ctx context.Context, msgs []Message, cursor Message, 
 		Seq   uint64              `json:"seq"`
 		Count int                 `json:"count"`
 	}
-	if err := json.Unmarshal(reply.Data, &ack); err != nil {
+	if err := rawjson.Unmarshal(reply.Data, &ack); err != nil {
 		return 0, fault.New(fault.Transient, "commit batch %q: answer %q: %w", cursor.Subject, reply.Data, err)
 	}
 	if ack.Error != nil {

@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/mutant"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // Layout says how streams and buckets are made.
@@ -183,7 +183,7 @@ func (b *Bus) MovePool(ctx context.Context, class, pool string) error {
 	var reply struct {
 		Error *jetstream.APIError `json:"error"`
 	}
-	if err := json.Unmarshal(m.Data, &reply); err != nil {
+	if err := rawjson.Unmarshal(m.Data, &reply); err != nil {
 		return fault.New(fault.Transient, "move consumer %q: answer %q: %w", name, m.Data, err)
 	}
 	if reply.Error != nil {

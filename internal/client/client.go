@@ -5,7 +5,6 @@ package client
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"strings"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // callTimeout is how long one request may take; people get an answer within it.
@@ -135,7 +135,7 @@ func (c *Client) Watch(ctx context.Context, id protocol.JobID, f func(protocol.J
 	views := make(chan protocol.JobView, 16)
 	stop, err := c.bus.Listen(protocol.EventSubject(id), func(_ string, data []byte) []byte {
 		var v protocol.JobView
-		if json.Unmarshal(data, &v) == nil {
+		if rawjson.Unmarshal(data, &v) == nil {
 			select {
 			case views <- v:
 			default: // the watcher is slow: the next snapshot says more

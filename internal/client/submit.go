@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/coordinator"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 const (
@@ -141,11 +141,11 @@ func (s *submission) append(ctx context.Context, id protocol.JobID, from uint32,
 // if there is one.
 func (c *Client) fits(files []protocol.FileRef, request any) int {
 	left := c.bus.MaxPayload() * 15 / 16
-	if data, err := json.Marshal(request); err == nil { // else the request itself tells
+	if data, err := rawjson.Marshal(request); err == nil { // else the request itself tells
 		left -= len(data)
 	}
 	for i, f := range files[:min(len(files), partFiles)] {
-		data, err := json.Marshal(f)
+		data, err := rawjson.Marshal(f)
 		if left -= len(data) + 1; i > 0 && (err != nil || left < 0) {
 			return i
 		}

@@ -54,11 +54,7 @@ func (c *Client) failed(ctx context.Context, v protocol.JobView, give func(path 
 	known := uint64(0)
 	err := c.Failures(ctx, v.ID, func(f protocol.FailureView) error {
 		known++
-		path := f.Path
-		if len(f.PathBytes) > 0 {
-			path = string(f.PathBytes)
-		}
-		return give(path, f.Phase.Deletes())
+		return give(f.Path, f.Phase.Deletes())
 	})
 	if err == nil && known < v.Failures {
 		err = fault.New(fault.Corrupt, "%w: of %d failures of job %s %d are listed", ErrUndoneUnknown, v.Failures, v.ID, known)

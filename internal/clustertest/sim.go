@@ -2,7 +2,6 @@ package clustertest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -13,6 +12,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/client"
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // Sim is a worker that executes nothing: it joins, takes shards of delete
@@ -151,7 +151,7 @@ func (s *Sim) beat(ctx context.Context) error {
 		}
 	}
 	s.mu.Unlock()
-	data, err := json.Marshal(h)
+	data, err := rawjson.Marshal(h)
 	if err != nil {
 		return fmt.Errorf("encode heartbeat: %w", err)
 	}
@@ -162,7 +162,7 @@ func (s *Sim) beat(ctx context.Context) error {
 		return err
 	}
 	var reply protocol.HeartbeatReply
-	if err := json.Unmarshal(out, &reply); err != nil {
+	if err := rawjson.Unmarshal(out, &reply); err != nil {
 		return fmt.Errorf("answer to the heartbeat: %w", err)
 	}
 	if reply.Refused != "" {
@@ -245,7 +245,7 @@ func (s *Sim) announce(d *bus.Delivery) error {
 	s.mu.Lock()
 	e := protocol.AttemptEvent{Running: s.running[d], Worker: s.Name}
 	s.mu.Unlock()
-	data, err := json.Marshal(e)
+	data, err := rawjson.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("encode attempt: %w", err)
 	}

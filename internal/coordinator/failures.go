@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/coordinator/records"
@@ -172,9 +171,6 @@ func (c *Coordinator) failuresIn(ctx context.Context, m bus.Stored, files []prot
 		v := protocol.FailureView{
 			Phase: protocol.Phase(msg.GetPhase()), Line: f.GetLine(), Path: string(f.GetPath()), Op: f.GetOp(), Errno: int(f.GetErrno()),
 			Kind: fault.Kind(f.GetKind()).String(), Reason: f.GetReason(), Worker: msg.GetWorker(), IsDir: f.GetIsDir(),
-		}
-		if !utf8.ValidString(v.Path) {
-			v.PathBytes, v.Path = f.GetPath(), strings.ToValidUTF8(v.Path, "�")
 		}
 		if i := int(f.GetFile()); i < len(files) {
 			v.ControlFile = files[i].Ref.Path

@@ -3,7 +3,6 @@ package coordinator
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/host"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 const leaseKey = "leader"
@@ -72,7 +72,7 @@ func (c *Coordinator) acquireLease(ctx context.Context) (*leaderLease, error) {
 	if err != nil {
 		return nil, err
 	}
-	value, err := json.Marshal(leaseValue{Name: c.cfg.Name, Instance: rand.Text(), Process: host.Self()})
+	value, err := rawjson.Marshal(leaseValue{Name: c.cfg.Name, Instance: rand.Text(), Process: host.Self()})
 	if err != nil {
 		return nil, fmt.Errorf("encode lease: %w", err)
 	}
@@ -85,7 +85,7 @@ func (c *Coordinator) acquireLease(ctx context.Context) (*leaderLease, error) {
 		if err != nil {
 			held, at, gerr := kv.Get(ctx, leaseKey)
 			switch {
-			case gerr == nil && json.Unmarshal(held, &v) != nil:
+			case gerr == nil && rawjson.Unmarshal(held, &v) != nil:
 				v.Name = "somebody who cannot be read"
 			case gerr == nil && v.Name == c.cfg.Name:
 				gone, jerr := other.judge(v, at)

@@ -2,12 +2,12 @@ package coordinator
 
 import (
 	"context"
-	"encoding/json"
 	"strings"
 
 	"github.com/fsbackup/fsbackup/internal/coordinator/records"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
@@ -34,7 +34,7 @@ func (c *Coordinator) newPage(limit int) *page {
 // takes reports whether the page has room for v, and takes it. An empty page takes
 // anything: what does not fit there fits nowhere.
 func (p *page) takes(v any) bool {
-	data, err := json.Marshal(v)
+	data, err := rawjson.Marshal(v)
 	size := len(data) + 1
 	if err != nil || p.items == 0 || (size > p.bytes && !p.empty) {
 		return false

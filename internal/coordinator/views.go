@@ -2,7 +2,6 @@ package coordinator
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/coordinator/folder"
 	"github.com/fsbackup/fsbackup/internal/coordinator/records"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
@@ -131,7 +131,7 @@ func (c *Coordinator) publishEvent(id protocol.JobID, always bool) {
 			v = c.jobView(t, j, now)
 		}
 	})
-	data, err := json.Marshal(v)
+	data, err := rawjson.Marshal(v)
 	if err == nil {
 		err = c.cfg.Bus.Send(protocol.EventSubject(id), data)
 	}

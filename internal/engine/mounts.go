@@ -129,7 +129,7 @@ func parseMounts(table []byte) []tableRow {
 	for line := range bytes.Lines(table) {
 		text := strings.TrimSuffix(string(line), "\n")
 		before, after, ok := strings.Cut(text, " - ")
-		f := strings.Fields(before)
+		f := strings.Split(before, " ") // not at what Unicode calls a space: a path may have it
 		kind, _, _ := strings.Cut(after, " ")
 		if !ok || len(f) < 5 || kind == "" {
 			continue

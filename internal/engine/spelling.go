@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +46,8 @@ func (s *spellings) add(dir string, names map[string]struct{}) {
 }
 
 // swapCase exchanges upper and lower case, of ASCII letters if there are any: these
-// every file system folds that folds names, so the answer to such a name is sure.
+// every file system folds that folds names, so the answer to such a name is sure. Of a
+// name that is not UTF-8 it is not: some that fold names take that one as it is.
 func swapCase(name string) (other string, sure bool) {
 	b := []byte(name) // which need not be UTF-8
 	for i, c := range b {
@@ -53,8 +55,8 @@ func swapCase(name string) (other string, sure bool) {
 			b[i], sure = c^0x20, true
 		}
 	}
-	if sure {
-		return string(b), true
+	if valid := utf8.ValidString(name); sure || !valid {
+		return string(b), sure && valid
 	}
 	return strings.Map(func(c rune) rune {
 		if unicode.IsUpper(c) {
@@ -62,6 +64,24 @@ func swapCase(name string) (other string, sure bool) {
 		}
 		return unicode.ToUpper(c)
 	}, name), false
+}
+
+// looksLike reports whether two names differ in case at most. Of what is not UTF-8 that
+// is asked of ASCII letters only: other bytes are no other than themselves.
+func looksLike(a, b string) bool {
+	if utf8.ValidString(a) && utf8.ValidString(b) {
+		return strings.EqualFold(a, b)
+	}
+	lower := func(s string) string {
+		out := []byte(s)
+		for i, c := range out {
+			if c >= 'A' && c <= 'Z' {
+				out[i] = c | 0x20
+			}
+		}
+		return string(out)
+	}
+	return lower(a) == lower(b)
 }
 
 // folds reports whether the directory takes other spellings of a name for the name.
@@ -134,7 +154,7 @@ func (r *run) lookUp(dir *fsys.Dir, name string, st *unix.Stat_t, each bool) (ex
 		switch {
 		case n == name:
 			exact = true
-		case strings.EqualFold(n, name):
+		case looksLike(n, name):
 			alike = n
 		case ino == st.Ino:
 			same = n

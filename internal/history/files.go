@@ -1,13 +1,13 @@
 package history
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 func readJSON(path string, v any) error {
@@ -15,7 +15,7 @@ func readJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("read state: %w", err)
 	}
-	if err := json.Unmarshal(data, v); err != nil {
+	if err := rawjson.Unmarshal(data, v); err != nil {
 		return &fault.Error{Kind: fault.Corrupt, Op: "read state", Path: path, Err: err, Hint: "remove its directory to begin anew with a full backup"}
 	}
 	return nil
@@ -23,7 +23,7 @@ func readJSON(path string, v any) error {
 
 // writeJSON replaces a file whole and durably.
 func writeJSON(path string, v any) error {
-	data, err := json.MarshalIndent(v, "", "  ")
+	data, err := rawjson.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return fault.New(fault.Internal, "encode %s: %w", path, err)
 	}

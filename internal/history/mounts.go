@@ -23,7 +23,7 @@ func MountsBelow(path string) ([]string, error) {
 	var out []string
 	for line := range strings.Lines(string(data)) {
 		head, tail, _ := strings.Cut(line, " - ")
-		fields := strings.Fields(head)
+		fields := strings.Split(head, " ") // not at what Unicode calls a space: a path may have it
 		if len(fields) < 5 {
 			continue
 		}

@@ -80,7 +80,7 @@ func TestMountsThatAnswerSlowlyGetAllPlaces(t *testing.T) {
 
 func TestPlacesThatGainNothingAreNotKept(t *testing.T) {
 	for name, m := range map[string]*mount{
-		"bound by the processors":              {cpu: 2 * time.Millisecond},
+		"bound by the processors":               {cpu: 2 * time.Millisecond},
 		"bound by a disk that does one at once": {server: 4 * time.Millisecond, cpu: 40 * time.Microsecond},
 	} {
 		bubble(t, 256, m, func(p *Pace) {

@@ -87,8 +87,6 @@ type FailureView struct {
 	Reason      string `json:"reason"`
 	Worker      string `json:"worker,omitempty"`
 	IsDir       bool   `json:"is_dir,omitempty"`
-	// PathBytes is set where Path is not valid UTF-8.
-	PathBytes []byte `json:"path_bytes,omitempty"`
 }
 
 // SubmitRequest creates a job. Control files may follow with AppendRequest.

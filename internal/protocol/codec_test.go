@@ -103,7 +103,7 @@ func TestTextThatIsNotUTF8DoesNotStopAMessage(t *testing.T) {
 func fixed() map[string]proto.Message {
 	shard := &protocol.ShardMsg{
 		Job: "01jz0000000000000000000000", Phase: 1, N: 7, File: 3, DataBytes: 4096, NeedsFrom: 2, NeedsTo: 3,
-		Options: &protocol.OptionsMsg{Source: "/src", Destination: "/dst", Trim: "home", WriteMeta: true, Restore: true, Replace: 1, SkipVanished: true, DeleteUnchecked: true, Sync: 2, Threads: 8, Memory: 1 << 20},
+		Options: &protocol.OptionsMsg{Source: []byte("/src"), Destination: []byte("/dst"), Trim: []byte("home"), WriteMeta: true, Restore: true, Replace: 1, SkipVanished: true, DeleteUnchecked: true, Sync: 2, Threads: 8, Memory: 1 << 20},
 		Dirs:    [][]byte{{}, []byte("a,b"), []byte("n\xff\nl")},
 	}
 	for i := range 12 {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
@@ -96,14 +95,10 @@ func (s *JobSpec) Normalize() error {
 			bad(f.name + " must be an absolute path")
 			continue
 		}
-		// JSON and protobuf would change such a path silently.
-		if !utf8.ValidString(*f.p) {
-			bad(f.name + " must be valid UTF-8")
-		}
 		*f.p = path.Clean(*f.p)
 	}
-	if !utf8.ValidString(s.Trim) || strings.ContainsRune(s.Trim, 0) {
-		bad("trim must be valid UTF-8 without NUL")
+	if strings.ContainsRune(s.Trim, 0) {
+		bad("trim must be without NUL")
 	}
 	if s.Pool == "" {
 		s.Pool = "default"

@@ -27,7 +27,7 @@ func genMeta(t *rapid.T) *protocol.MetaMsg {
 func genShard(t *rapid.T) *protocol.ShardMsg {
 	s := &protocol.ShardMsg{
 		Job: "01j", Phase: rapid.Uint32Range(1, 7).Draw(t, "phase"), N: rapid.Uint64().Draw(t, "n"), File: rapid.Uint32().Draw(t, "file"),
-		Options:   &protocol.OptionsMsg{Source: "/s", Destination: "/d", WriteMeta: true, Memory: -1},
+		Options:   &protocol.OptionsMsg{Source: raw(t, "source"), Destination: raw(t, "destination"), Trim: raw(t, "trim"), WriteMeta: true, Memory: -1},
 		NeedsFrom: rapid.Uint64().Draw(t, "from"), NeedsTo: rapid.Uint64().Draw(t, "to"), DataBytes: rapid.Uint64().Draw(t, "data"),
 		Dirs: [][]byte{nil},
 	}

@@ -143,9 +143,9 @@ func (x *ShardMsg) GetDataBytes() uint64 {
 // OptionsMsg is what the engine must know of the job.
 type OptionsMsg struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	Source          string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
-	Destination     string                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
-	Trim            string                 `protobuf:"bytes,3,opt,name=trim,proto3" json:"trim,omitempty"`
+	Source          []byte                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // paths are bytes: text would have to be UTF-8
+	Destination     []byte                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
+	Trim            []byte                 `protobuf:"bytes,3,opt,name=trim,proto3" json:"trim,omitempty"`
 	WriteMeta       bool                   `protobuf:"varint,4,opt,name=write_meta,json=writeMeta,proto3" json:"write_meta,omitempty"`
 	Restore         bool                   `protobuf:"varint,5,opt,name=restore,proto3" json:"restore,omitempty"`
 	Replace         uint32                 `protobuf:"varint,6,opt,name=replace,proto3" json:"replace,omitempty"`
@@ -196,25 +196,25 @@ func (*OptionsMsg) Descriptor() ([]byte, []int) {
 	return file_shard_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *OptionsMsg) GetSource() string {
+func (x *OptionsMsg) GetSource() []byte {
 	if x != nil {
 		return x.Source
 	}
-	return ""
+	return nil
 }
 
-func (x *OptionsMsg) GetDestination() string {
+func (x *OptionsMsg) GetDestination() []byte {
 	if x != nil {
 		return x.Destination
 	}
-	return ""
+	return nil
 }
 
-func (x *OptionsMsg) GetTrim() string {
+func (x *OptionsMsg) GetTrim() []byte {
 	if x != nil {
 		return x.Trim
 	}
-	return ""
+	return nil
 }
 
 func (x *OptionsMsg) GetWriteMeta() bool {
@@ -1478,9 +1478,9 @@ const file_shard_proto_rawDesc = "" +
 	" \x01(\x04R\tdataBytes\"\xd9\x04\n" +
 	"\n" +
 	"OptionsMsg\x12\x16\n" +
-	"\x06source\x18\x01 \x01(\tR\x06source\x12 \n" +
-	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x12\n" +
-	"\x04trim\x18\x03 \x01(\tR\x04trim\x12\x1d\n" +
+	"\x06source\x18\x01 \x01(\fR\x06source\x12 \n" +
+	"\vdestination\x18\x02 \x01(\fR\vdestination\x12\x12\n" +
+	"\x04trim\x18\x03 \x01(\fR\x04trim\x12\x1d\n" +
 	"\n" +
 	"write_meta\x18\x04 \x01(\bR\twriteMeta\x12\x18\n" +
 	"\arestore\x18\x05 \x01(\bR\arestore\x12\x18\n" +

@@ -1,7 +1,6 @@
 package scanner
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // Config says what is scanned, and how.
@@ -158,16 +158,25 @@ type Change struct {
 	IsDir bool   `json:"is_dir,omitempty"`
 }
 
-// MarshalJSON renders bytes that JSON cannot hold as in a coded control file.
+// MarshalJSON renders control characters as in a coded control file. Bytes that are
+// no UTF-8 stand beside, as they are.
 func (c Change) MarshalJSON() ([]byte, error) {
 	type plain Change
-	c.Path = controlfile.Escape(c.Path)
-	b, err := json.Marshal(plain(c))
+	path := c.Path
+	c.Path = EscapedPath(path)
+	b, err := rawjson.Marshal(struct {
+		plain
+		PathBytes []byte `json:"path_bytes,omitempty"`
+	}{plain(c), rawjson.Exact(path)})
 	if err != nil {
 		return nil, fmt.Errorf("render a change: %w", err)
 	}
 	return b, nil
 }
+
+// EscapedPath renders a path for people as in a coded control file, and what is no
+// UTF-8 as JSON does.
+func EscapedPath(path string) string { return rawjson.Readable(controlfile.Escape(path)) }
 
 // Stats are the figures of a scan that is under way.
 type Stats struct {
@@ -184,13 +193,13 @@ type Problem struct {
 	Err  error  // one line; *fault.Error
 }
 
-// MarshalJSON renders the error as its text, and bytes that JSON cannot hold as
-// in a delete control file 1.1.
+// MarshalJSON renders the error as its text, and the path as that of a Change.
 func (p Problem) MarshalJSON() ([]byte, error) {
-	b, err := json.Marshal(struct {
-		Path  string `json:"path"`
-		Error string `json:"error"`
-	}{controlfile.Escape(p.Path), p.Err.Error()})
+	b, err := rawjson.Marshal(struct {
+		Path      string `json:"path"`
+		PathBytes []byte `json:"path_bytes,omitempty"`
+		Error     string `json:"error"`
+	}{EscapedPath(p.Path), rawjson.Exact(p.Path), p.Err.Error()})
 	if err != nil {
 		return nil, fmt.Errorf("render a problem: %w", err)
 	}

@@ -49,7 +49,7 @@ func (c *Config) filter() (*filter, error) {
 
 // parseRule reads a line of a file of rules; ok is false where it holds none.
 func parseRule(line string) (r Rule, ok bool) {
-	if strings.TrimSpace(line) == "" || line[0] == '#' {
+	if strings.Trim(line, " \t") == "" || line[0] == '#' { // other spaces may be a name, in some encoding
 		return r, false
 	}
 	r.Pattern, r.Include = strings.CutPrefix(line, "!")

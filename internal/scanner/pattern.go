@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
@@ -282,7 +283,13 @@ func glob(g, s string) bool {
 		if starG < 0 || starS >= len(s) {
 			return false
 		}
-		starS++
+		// Within a name that is not UTF-8 any byte can be where a pattern goes on; within
+		// one that is, what is behind half a character is no character.
+		step := 1
+		if utf8.ValidString(s) {
+			_, step = utf8.DecodeRuneInString(s[starS:])
+		}
+		starS += step
 		gi, si = starG+1, starS
 	}
 	return true
@@ -294,7 +301,7 @@ func matchOne(g, s string) (n, m int, ok bool) {
 	if s == "" {
 		return 0, 0, false
 	}
-	r, size := utf8.DecodeRuneInString(s) // an invalid byte is a character too
+	r, size := character(s)
 	switch g[0] {
 	case '?':
 		return 1, size, true
@@ -305,6 +312,16 @@ func matchOne(g, s string) (n, m int, ok bool) {
 		return 2, 1, g[1] == s[0]
 	}
 	return 1, 1, g[0] == s[0]
+}
+
+// character returns the first character of s and its length. A byte that is not UTF-8
+// is one as well, and no other than itself: it is given a number behind all of Unicode.
+func character(s string) (r rune, size int) {
+	r, size = utf8.DecodeRuneInString(s)
+	if r == utf8.RuneError && size == 1 {
+		r = unicode.MaxRune + 1 + rune(s[0])
+	}
+	return r, size
 }
 
 // class looks whether r is in the set at the beginning of g, which is n bytes
@@ -322,7 +339,7 @@ func class(g string, r rune) (in bool, n int, ok bool) {
 		if i >= len(g) {
 			return 0, false
 		}
-		c, size := utf8.DecodeRuneInString(g[i:])
+		c, size := character(g[i:])
 		i += size
 		return c, true
 	}

@@ -44,6 +44,19 @@ func TestPatterns(t *testing.T) {
 		{`a\*b`, []string{"a*b"}, []string{"aab"}},
 		{"a*b*c*", []string{"abc", "aXbXcX"}, []string{"acb"}},
 		{"*a*a*a*a*a*a*a*b", []string{"aaaaaaaab"}, []string{strings.Repeat("a", 250)}},
+		// What is not UTF-8 is one byte, which is no other and not U+FFFD.
+		{"a\xff", []string{"a\xff"}, []string{"a\xfe", "a\ufffd", "a"}},
+		{"a\ufffd", []string{"a\ufffd"}, []string{"a\xff", "a\xef"}},
+		{"[\xfe]", []string{"\xfe"}, []string{"\xff", "\ufffd"}},
+		{"[\ufffd]", []string{"\ufffd"}, []string{"\xfd", "\xff"}},
+		{"[!\ufffd]", []string{"\xfd", "a"}, []string{"\ufffd"}},
+		{"[\xb0-\xb2]\xb8", []string{"\xb1\xb8"}, []string{"\xb3\xb8", "\u00b1\xb8"}},
+		{"[a-\u00ff]", []string{"\u00ff", "b"}, []string{"\xff"}},
+		{"??", []string{"\xb1\xb8", "é\xff"}, []string{"\xb1", "é", "\xb1\xb8\xb7"}},
+		{"\xb1\xb8*", []string{"\xb1\xb8", "\xb1\xb8\xb7\xdd"}, []string{"\ufffd\ufffd", "\xb8"}},
+		{"*\xa3\xba.txt", []string{"\xd0\xc4\xa3\xba.txt"}, []string{"\xd0\xc4\xa3\xbb.txt"}}, // c4 a3 alone is a letter of UTF-8
+		{"*[!é]", []string{"éa", "é\xff"}, []string{"é", "aé"}},
+		{"\\\xff", []string{"\xff"}, []string{"\ufffd", "\xfe"}},
 		{"new\nline", []string{"new\nline"}, []string{"new"}},
 	} {
 		p, err := parsePattern(tt.pattern)

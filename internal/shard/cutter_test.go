@@ -41,7 +41,7 @@ func setup(t *testing.T) *fixture {
 func (f *fixture) config(k kind, l protocol.Limits, groupCap int) shard.Config {
 	cfg := shard.Config{
 		Job: "j", Phase: k.phase, Limits: l, GroupCap: groupCap,
-		Options: &protocol.OptionsMsg{Source: "/source", Destination: "/destination", WriteMeta: true, DeleteEmpty: k.empty},
+		Options: &protocol.OptionsMsg{Source: []byte("/source"), Destination: []byte("/destination"), WriteMeta: true, DeleteEmpty: k.empty},
 	}
 	if k.meta {
 		cfg.Meta = f.meta

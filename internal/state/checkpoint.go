@@ -2,7 +2,6 @@ package state
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"maps"
 	"math"
 	"math/bits"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // checkpointVersion counts changes of what folding means: a checkpoint of
@@ -77,7 +77,7 @@ func (t Tx) Restore(c Checkpoint) {
 // Encode returns the checkpoint as it is stored. It fails where a decoder would
 // refuse it for its size: then the stream alone tells.
 func (c Checkpoint) Encode() ([]byte, error) {
-	head, err := json.Marshal(figures{c.Stats, c.Warnings, c.Workers, c.Outcomes})
+	head, err := rawjson.Marshal(figures{c.Stats, c.Warnings, c.Workers, c.Outcomes})
 	if err != nil {
 		return nil, fault.New(fault.Internal, "encode checkpoint of job %s: %w", c.Job, err)
 	}
@@ -105,7 +105,7 @@ func DecodeCheckpoint(data []byte) (Checkpoint, error) {
 		return Checkpoint{}, fault.New(fault.Invalid, "checkpoint is of version %d, this coordinator knows %d", m.GetVersion(), checkpointVersion)
 	}
 	var f figures
-	if err := json.Unmarshal(m.GetFigures(), &f); err != nil {
+	if err := rawjson.Unmarshal(m.GetFigures(), &f); err != nil {
 		return Checkpoint{}, fault.New(fault.Corrupt, "figures of checkpoint: %w", err)
 	}
 	c := Checkpoint{Job: protocol.JobID(m.GetJob()), Sequence: m.GetSequence(), Stats: f.Stats, Warnings: f.Warnings, Workers: f.Workers, Done: map[protocol.Phase]Bitmap{}, Outcomes: f.Outcomes}

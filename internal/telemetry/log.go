@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // NewLogger returns a logger that writes to w in a format ("text", also "", or
@@ -32,6 +34,7 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 	case "", "text":
 		h = slog.NewTextHandler(w, opts)
 	case "json":
+		opts.ReplaceAttr = keepBytes
 		h = slog.NewJSONHandler(w, opts)
 	default:
 		return nil, &fault.Error{
@@ -41,6 +44,41 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 		}
 	}
 	return slog.New(traceHandler{h}), nil
+}
+
+// keepBytes puts the bytes of a text beside it where it is not UTF-8, as rawjson does:
+// JSON would change them, and it may be a path. A log of text quotes them itself.
+func keepBytes(_ []string, a slog.Attr) slog.Attr {
+	var text string
+	switch v := a.Value.Any().(type) {
+	case string:
+		text = v
+	case error:
+		text = v.Error()
+	case []string:
+		return keepList(a.Key, v)
+	default:
+		return a
+	}
+	exact := rawjson.Exact(text)
+	if exact == nil {
+		return a
+	}
+	// A group without a name is not shown as one.
+	return slog.Attr{Value: slog.GroupValue(slog.String(a.Key, rawjson.Readable(text)), slog.String(a.Key+"_bytes", base64.StdEncoding.EncodeToString(exact)))}
+}
+
+// keepList is keepBytes of a list.
+func keepList(key string, list []string) slog.Attr {
+	texts, exact, some := make([]string, len(list)), make([][]byte, len(list)), false
+	for i, s := range list {
+		texts[i], exact[i] = rawjson.Readable(s), rawjson.Exact(s)
+		some = some || exact[i] != nil
+	}
+	if !some {
+		return slog.Any(key, list)
+	}
+	return slog.Attr{Value: slog.GroupValue(slog.Any(key, texts), slog.Any(key+"_bytes", exact))}
 }
 
 // traceHandler adds the ids of the span in the context. Spans that are not

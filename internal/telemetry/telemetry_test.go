@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -73,6 +74,28 @@ func TestSetupRefusesWhatItDoesNotKnow(t *testing.T) {
 		if !fault.Is(err, fault.Invalid) || !strings.HasSuffix(err.Error(), name) {
 			t.Errorf("got %v, want an invalid one that ends in %s", err, name)
 		}
+	}
+}
+
+func TestLogsKeepBytesThatAreNotUTF8(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	logger, err := NewLogger(&out, "json", "info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	logger.With("source", "/\xb1").WithGroup("g").Info("said", "path", "a\xff", "plain", "\ufffd", "error", errors.New("open \xff"), "list", []string{"a", "\xff"})
+	const want = `"source":"/\ufffd","source_bytes":"L7E=","g":{"path":"a\ufffd","path_bytes":"Yf8=","plain":"\ufffd","error":"open \ufffd","error_bytes":"b3BlbiD/","list":["a","\ufffd"],"list_bytes":[null,"/w=="]}}` + "\n"
+	if unescaped := strings.ReplaceAll(want, `\ufffd`, "\ufffd"); !strings.HasSuffix(out.String(), unescaped) {
+		t.Errorf("%s, want %s", &out, unescaped)
+	}
+	out.Reset()
+	if logger, err = NewLogger(&out, "text", "info"); err != nil {
+		t.Fatal(err)
+	}
+	logger.Info("said", "path", "a\xff")
+	if !strings.Contains(out.String(), `path="a\xff"`) {
+		t.Error(&out)
 	}
 }
 

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"strconv"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/engine"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/telemetry/instrument"
 )
 
@@ -339,7 +339,7 @@ func (w *Worker) event(a *attempt, end bool, cause error) protocol.AttemptEvent 
 // announce sends an event to the coordinator at once. Nobody confirms it, so
 // heartbeats repeat each end. An attempt whose lease has lapsed announces nothing.
 func (w *Worker) announce(a *attempt, end bool, cause error) {
-	data, err := json.Marshal(w.event(a, end, cause))
+	data, err := rawjson.Marshal(w.event(a, end, cause))
 	if err == nil {
 		err = w.queue.Send(protocol.SubjectAttempt, data)
 	}

@@ -443,7 +443,7 @@ func (r *rig) deliver(job string, n uint64, delivery uint32, opts ...shardOption
 	r.t.Helper()
 	m := &protocol.ShardMsg{
 		Job: job, Phase: uint32(protocol.PhaseCopy), N: n, Dirs: [][]byte{[]byte("dir")},
-		Options: &protocol.OptionsMsg{Source: "/src", Destination: "/dst"},
+		Options: &protocol.OptionsMsg{Source: []byte("/src"), Destination: []byte("/dst")},
 		Entries: []*protocol.EntryMsg{{Op: uint32(entry.OpCopy), Name: []byte("a"), Line: 1}, {Op: uint32(entry.OpCopy), Name: []byte("b"), Line: 2}},
 	}
 	d := &bus.Delivery{Sequence: 100 + n, Delivered: delivery, Header: map[string][]string{protocol.HeaderWire: {strconv.Itoa(protocol.WireMajor)}}}

@@ -210,7 +210,7 @@ func TestOptionsReachTheEngine(t *testing.T) {
 		}
 		r.start()
 		r.deliver("j", 1, 1, func(m *protocol.ShardMsg, _ *bus.Delivery) {
-			m.Options.Trim, m.Options.WriteMeta, m.Options.Sync, m.Options.Memory = "a", true, uint32(engine.SyncFile), -1
+			m.Options.Trim, m.Options.WriteMeta, m.Options.Sync, m.Options.Memory = []byte("a"), true, uint32(engine.SyncFile), -1
 		})
 		r.said("ack 101.1")
 	})

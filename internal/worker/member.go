@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
 	"maps"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/host"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // member owns the worker's membership of the cluster: what its heartbeats say, what
@@ -125,7 +125,7 @@ func (m *member) beatNow() {
 func (m *member) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
 	var reply protocol.HeartbeatReply
 	h := m.report(m.hung())
-	data, err := json.Marshal(h)
+	data, err := rawjson.Marshal(h)
 	if err != nil {
 		return reply, fault.New(fault.Internal, "encode heartbeat: %w", err)
 	}
@@ -136,7 +136,7 @@ func (m *member) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
 	if err != nil {
 		return reply, err
 	}
-	if err := json.Unmarshal(out, &reply); err != nil {
+	if err := rawjson.Unmarshal(out, &reply); err != nil {
 		return reply, fault.New(fault.Transient, "answer to the heartbeat: %w", err)
 	}
 	if reply.Refused == "" {

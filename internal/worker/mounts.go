@@ -12,6 +12,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // Beneath the roots of a job there may be more file systems. All workers must see the
@@ -55,15 +56,14 @@ func mountList(mounts []engine.Mount) protocol.MountList {
 		if size += len(m.Path) + len(m.FS); len(out.List) == mostMounts || size > mostMountBytes {
 			break
 		}
-		// What is no UTF-8 is told apart by the sum.
-		out.List = append(out.List, protocol.MountPoint{Path: strings.ToValidUTF8(m.Path, "�"), FS: m.FS, Inode: m.Inode})
+		out.List = append(out.List, protocol.MountPoint{Path: m.Path, FS: m.FS, Inode: m.Inode})
 	}
 	size = 0
 	for _, p := range autos {
 		if size += len(p); len(out.Autos) == mostMounts || size > mostMountBytes {
 			break
 		}
-		out.Autos = append(out.Autos, strings.ToValidUTF8(p, "�"))
+		out.Autos = append(out.Autos, p)
 	}
 	return out
 }
@@ -125,12 +125,12 @@ func differences(here []engine.Mount, want protocol.MountList) []difference {
 		last = m.Path
 	}
 	for _, m := range fixed {
-		path := strings.ToValidUTF8(m.Path, "�")
-		is, ok := listed[path]
-		delete(listed, path)
+		path := rawjson.Readable(m.Path) // for people
+		is, ok := listed[m.Path]
+		delete(listed, m.Path)
 		switch {
-		case !ok && !whole && path > last: // it may be one that the job has
-		case !ok && on(want.Autos, path): // mounted there as well, when it is asked for
+		case !ok && !whole && m.Path > last: // it may be one that the job has
+		case !ok && on(want.Autos, m.Path): // mounted there as well, when it is asked for
 		case !ok:
 			add(m.Path, "mounted here, not on the job's first worker: %s (%s)", path, m.FS)
 		case is.FS != m.FS:
@@ -141,13 +141,13 @@ func differences(here []engine.Mount, want protocol.MountList) []difference {
 	}
 	for _, m := range want.List {
 		if _, missing := listed[m.Path]; missing && !on(autos, m.Path) {
-			add(m.Path, "mounted on the job's first worker, not here: %s (%s)", m.Path, m.FS)
+			add(m.Path, "mounted on the job's first worker, not here: %s (%s)", rawjson.Readable(m.Path), m.FS)
 		}
 	}
 	if !whole {
 		// More may differ than what is named: which paths are affected is not known.
 		if len(out) == 0 {
-			add("", "%d file systems are mounted here, %d on the job's first worker, and they are not the same behind %s", len(fixed), want.Count, last)
+			add("", "%d file systems are mounted here, %d on the job's first worker, and they are not the same behind %s", len(fixed), want.Count, rawjson.Readable(last))
 		}
 		for i := range out {
 			out[i].path = ""
@@ -223,7 +223,7 @@ func unchanged(b *engine.Batch, before, now []engine.Mount, root, trim string) e
 	}
 	for _, m := range was {
 		if !lines[m.Line] && concerns(b, m.Path, trim) {
-			return &fault.Error{Kind: fault.Transient, Op: "compare what is mounted beneath", Path: root, Err: fmt.Errorf("%s (%s) was mounted anew while the shard was executed", strings.ToValidUTF8(m.Path, "�"), m.FS), Hint: "it is executed again"}
+			return &fault.Error{Kind: fault.Transient, Op: "compare what is mounted beneath", Path: root, Err: fmt.Errorf("%s (%s) was mounted anew while the shard was executed", rawjson.Readable(m.Path), m.FS), Hint: "it is executed again"}
 		}
 	}
 	return nil

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +16,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 )
 
 // errNoMark says that this worker does not see what the job's first one left.
@@ -48,16 +48,17 @@ func (w *Worker) openRoots(ctx context.Context, j *openJob, o *protocol.OptionsM
 	if j.roots != nil {
 		return nil
 	}
-	if err := w.allowed(o.GetSource(), o.GetDestination()); err != nil {
+	source, destination, trim := string(o.GetSource()), string(o.GetDestination()), string(o.GetTrim())
+	if err := w.allowed(source, destination); err != nil {
 		return err
 	}
 	r, err := w.exec.Open(engine.JobSpec{
-		ID: string(j.id), Source: o.GetSource(), Destination: o.GetDestination(), Trim: o.GetTrim(), WriteMeta: o.GetWriteMeta(),
+		ID: string(j.id), Source: source, Destination: destination, Trim: trim, WriteMeta: o.GetWriteMeta(),
 		Restore: o.GetRestore(), Replace: engine.Replace(o.GetReplace()), SkipVanished: o.GetSkipVanished(), DeleteUnchecked: o.GetDeleteUnchecked(), CheckContents: o.GetCheckContents(),
 		SpareDirs: o.GetSpareDirs(), DeleteEmpty: o.GetDeleteEmpty(), TakeChanging: o.GetTakeChanging(), FollowRootLinks: o.GetFollowRootLinks(), ExpectTargets: o.GetExpectTargets(),
 		Sync: engine.Sync(o.GetSync()), Verify: engine.Verify(o.GetVerify()), ReadOnly: o.GetReadOnly(), CreateDest: true,
 		// A link within what is allowed may lead out of it.
-		Permit:  func(parent string) error { return w.allowed(filepath.Join(parent, filepath.Base(o.GetDestination()))) },
+		Permit:  func(parent string) error { return w.allowed(filepath.Join(parent, filepath.Base(destination))) },
 		Threads: int(o.GetThreads()), Memory: max(o.GetMemory(), 0),
 	})
 	if err != nil {
@@ -66,7 +67,7 @@ func (w *Worker) openRoots(ctx context.Context, j *openJob, o *protocol.OptionsM
 	src, dst := r.Roots()
 	err = w.allowed(src.Real, dst.Real)
 	if err == nil {
-		j.nonce, j.mounts, err = w.prove(ctx, j, r, o.GetTrim(), cleanup)
+		j.nonce, j.mounts, err = w.prove(ctx, j, r, trim, cleanup)
 	}
 	if err != nil {
 		return errors.Join(err, r.Close())
@@ -203,7 +204,7 @@ func sameDestination(is protocol.RootsClaim, want protocol.RootsReply, path stri
 // claim asks the coordinator what this worker must find in a job's roots.
 func (w *Worker) claim(ctx context.Context, c protocol.RootsClaim) (protocol.RootsReply, error) {
 	var reply protocol.RootsReply
-	data, err := json.Marshal(c)
+	data, err := rawjson.Marshal(c)
 	if err != nil {
 		return reply, fault.New(fault.Internal, "encode claim: %w", err)
 	}
@@ -213,7 +214,7 @@ func (w *Worker) claim(ctx context.Context, c protocol.RootsClaim) (protocol.Roo
 	if err != nil {
 		return reply, &fault.Error{Kind: fault.Transient, Op: "prove the roots of job", Path: string(c.Job), Err: err}
 	}
-	if err := json.Unmarshal(out, &reply); err != nil {
+	if err := rawjson.Unmarshal(out, &reply); err != nil {
 		return reply, fault.New(fault.Transient, "answer to the claim: %w", err)
 	}
 	return reply, nil

@@ -3,7 +3,6 @@ package publisher
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -12,6 +11,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/coordinator/records"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
@@ -28,7 +28,7 @@ func (p *Publisher) Load(ctx context.Context, id protocol.JobID) error {
 	}
 	if err == nil {
 		var cur protocol.Cursor
-		if err := json.Unmarshal(m.Data, &cur); err != nil {
+		if err := rawjson.Unmarshal(m.Data, &cur); err != nil {
 			return &fault.Error{Kind: fault.Corrupt, Op: "read the cursor of job", Path: row.ID, Err: err}
 		}
 		if cur.Phase != 0 { // else nothing is published
@@ -73,7 +73,7 @@ func (j *Job) readCursor(ctx context.Context) error {
 		case err != nil:
 			return err
 		default:
-			if err := json.Unmarshal(m.Data, &cur); err != nil {
+			if err := rawjson.Unmarshal(m.Data, &cur); err != nil {
 				return &fault.Error{Kind: fault.Corrupt, Op: "read the cursor of job", Path: string(j.id), Err: err}
 			}
 		}
@@ -81,7 +81,7 @@ func (j *Job) readCursor(ctx context.Context) error {
 			return j.superseded("take over the cursor of job")
 		}
 		cur.Epoch = epoch
-		data, err := json.Marshal(cur)
+		data, err := rawjson.Marshal(cur)
 		if err != nil {
 			return fault.New(fault.Internal, "encode cursor: %w", err)
 		}
@@ -168,7 +168,7 @@ func (j *Job) recount() {
 // store publishes a batch with its cursor, exactly once. It tries until the batch
 // is stored, or until the cursor shows that another coordinator leads.
 func (j *Job) store(ctx context.Context, batch []cutShard, cursor protocol.Cursor) error {
-	data, err := json.Marshal(cursor)
+	data, err := rawjson.Marshal(cursor)
 	if err != nil {
 		return fault.New(fault.Internal, "encode cursor: %w", err)
 	}
@@ -254,7 +254,7 @@ func (j *Job) stored(ctx context.Context, subject string, data []byte, cause err
 	}
 	// Shards that were published again moved the cursor without changing it, and
 	// the answer to that was lost: see republish.
-	if was, err := json.Marshal(j.cursor); err == nil && bytes.Equal(m.Data, was) {
+	if was, err := rawjson.Marshal(j.cursor); err == nil && bytes.Equal(m.Data, was) {
 		j.cursorSeq = m.Sequence
 		return 0, fault.New(fault.Transient, "the cursor of job %s has moved to %d", j.id, m.Sequence)
 	}

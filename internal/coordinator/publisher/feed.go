@@ -2,7 +2,6 @@ package publisher
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +9,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/shard"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
@@ -70,7 +70,7 @@ func (j *Job) feedFile(ctx context.Context, cfg shard.Config, f state.File, at p
 	var pos *shard.Position
 	if len(at.Position) > 0 {
 		pos = new(shard.Position)
-		if err := json.Unmarshal(at.Position, pos); err != nil {
+		if err := rawjson.Unmarshal(at.Position, pos); err != nil {
 			return at, &fault.Error{Kind: fault.Corrupt, Op: "read the cursor's position in", Path: f.Path, Err: err}
 		}
 	} else if err := j.noteFirst(ctx, f, cfg.Phase, at.Next); err != nil {
@@ -98,7 +98,7 @@ func (j *Job) feedFile(ctx context.Context, cfg shard.Config, f state.File, at p
 				return at, err
 			}
 		}
-		if at.Position, err = json.Marshal(cut.After); err != nil {
+		if at.Position, err = rawjson.Marshal(cut.After); err != nil {
 			return at, fmt.Errorf("encode position in %q: %w", f.Path, err)
 		}
 		at.Next++
@@ -167,7 +167,7 @@ func cutting(rec protocol.JobRecord, p protocol.Phase, meta *controlfile.MetaDir
 
 func options(s protocol.JobSpec) *protocol.OptionsMsg {
 	o := &protocol.OptionsMsg{
-		Source: s.Source, Destination: s.Destination, Trim: s.Trim, WriteMeta: s.WriteMeta, Restore: s.Restore,
+		Source: []byte(s.Source), Destination: []byte(s.Destination), Trim: []byte(s.Trim), WriteMeta: s.WriteMeta, Restore: s.Restore,
 		SkipVanished: s.Vanished == "skip", DeleteUnchecked: s.DeleteUnchecked, CheckContents: s.CheckContents,
 		SpareDirs: s.SpareDirs, DeleteEmpty: s.DeleteEmpty, TakeChanging: s.Changing == protocol.ChangingTake, FollowRootLinks: s.FollowRootLinks, ExpectTargets: s.ExpectTargets,
 		Threads: uint32(s.Threads), Memory: s.Memory, ReadOnly: s.VerifyOnly,

@@ -3,13 +3,13 @@ package publisher
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"slices"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/shard"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
@@ -150,7 +150,7 @@ func (j *Job) nearest(ctx context.Context, p protocol.Phase, file state.File, n 
 		return nil, first, nil // before the first mark, or published before there were any
 	}
 	pos := new(shard.Position)
-	if err := json.Unmarshal(m.Position, pos); err != nil {
+	if err := rawjson.Unmarshal(m.Position, pos); err != nil {
 		return nil, 0, &fault.Error{Kind: fault.Corrupt, Op: "read a mark's position in", Path: file.Path, Err: err}
 	}
 	return pos, m.N, nil

@@ -2,12 +2,12 @@ package publisher
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/shard"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
@@ -56,7 +56,7 @@ func (j *Job) Missing(ctx context.Context, p protocol.Phase, f state.File) ([]pr
 		r := protocol.LineRange{Phase: p, From: 1}
 		if len(cur.Position) > 0 {
 			var pos shard.Position
-			if err := json.Unmarshal(cur.Position, &pos); err != nil {
+			if err := rawjson.Unmarshal(cur.Position, &pos); err != nil {
 				return nil, &fault.Error{Kind: fault.Corrupt, Op: "read the cursor's position in", Path: f.Path, Err: err}
 			}
 			more, err := j.hasMore(ctx, p, f, &pos)

@@ -3,7 +3,6 @@ package publisher
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,6 +16,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/mutant"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/shard"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
@@ -256,7 +256,7 @@ func (j *Job) republish(ctx context.Context, cut *shard.Cut, found orphan) error
 		item.msg.Header[protocol.HeaderPrior] = []string{prior}
 	}
 	item.msg.Expect = &found.sequence
-	data, err := json.Marshal(j.cursor)
+	data, err := rawjson.Marshal(j.cursor)
 	if err != nil {
 		return fault.New(fault.Internal, "encode cursor: %w", err)
 	}

@@ -2,13 +2,13 @@ package records
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
@@ -46,7 +46,7 @@ func (r *Records) Create(ctx context.Context, rec protocol.JobRecord, files, met
 	if err != nil {
 		return false, nil, err
 	}
-	data, err := json.Marshal(rec)
+	data, err := rawjson.Marshal(rec)
 	if err != nil {
 		return false, nil, fault.New(fault.Internal, "encode record of job %s: %w", rec.ID, err)
 	}
@@ -147,7 +147,7 @@ func (r *Records) lockSubmit(ctx context.Context, id protocol.JobID) (func(), er
 func (r *Records) createFiles(ctx context.Context, job protocol.JobID, recs []protocol.FileRecord) ([]state.File, error) {
 	rows := make([]state.File, 0, len(recs))
 	for _, rec := range recs {
-		data, err := json.Marshal(rec)
+		data, err := rawjson.Marshal(rec)
 		if err != nil {
 			return nil, fault.New(fault.Internal, "encode record of %q: %w", rec.Ref.Path, err)
 		}

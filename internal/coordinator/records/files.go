@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io"
 	"maps"
@@ -16,6 +15,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
@@ -26,7 +26,7 @@ func (r *Records) loadFiles(ctx context.Context, j *state.Job) error {
 	}
 	return r.jobs.Each(ctx, protocol.FileKeys(j.Record.ID), func(key string, value []byte, rev uint64) error {
 		var rec protocol.FileRecord
-		if err := json.Unmarshal(value, &rec); err != nil {
+		if err := rawjson.Unmarshal(value, &rec); err != nil {
 			return &fault.Error{Kind: fault.Corrupt, Op: "read control file record", Path: key, Err: err}
 		}
 		if rec.Index >= j.Record.Files {
@@ -55,7 +55,7 @@ func (r *Records) ChangeFile(ctx context.Context, job protocol.JobID, index uint
 	if path != "" {
 		file.Path = path
 	}
-	data, err := json.Marshal(file.Record)
+	data, err := rawjson.Marshal(file.Record)
 	if err != nil {
 		return fault.New(fault.Internal, "encode record of %q: %w", file.Record.Ref.Path, err)
 	}
@@ -84,7 +84,7 @@ func (r *Records) FileRecords(ctx context.Context, id protocol.JobID) ([]protoco
 	var out []protocol.FileRecord
 	err := r.jobs.Each(ctx, protocol.FileKeys(id), func(key string, value []byte, _ uint64) error {
 		var rec protocol.FileRecord
-		if err := json.Unmarshal(value, &rec); err != nil {
+		if err := rawjson.Unmarshal(value, &rec); err != nil {
 			return &fault.Error{Kind: fault.Corrupt, Op: "read control file record", Path: key, Err: err}
 		}
 		out = append(out, rec)
@@ -157,7 +157,7 @@ func Digest(path string) (string, error) {
 // PutMark stores a mark, unless it is there. Its bytes follow from the job and its
 // number, so the stored one is the same.
 func (r *Records) PutMark(ctx context.Context, id protocol.JobID, p protocol.Phase, m protocol.Mark) error {
-	data, err := json.Marshal(m)
+	data, err := rawjson.Marshal(m)
 	if err != nil {
 		return fault.New(fault.Internal, "encode mark %d of job %s: %w", m.N, id, err)
 	}
@@ -177,7 +177,7 @@ func (r *Records) Mark(ctx context.Context, id protocol.JobID, p protocol.Phase,
 	if err != nil {
 		return m, false, err
 	}
-	if err := json.Unmarshal(data, &m); err != nil {
+	if err := rawjson.Unmarshal(data, &m); err != nil {
 		return m, false, &fault.Error{Kind: fault.Corrupt, Op: "read a mark of job", Path: string(id), Err: err}
 	}
 	return m, true, nil

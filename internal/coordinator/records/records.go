@@ -8,7 +8,6 @@ package records
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"maps"
@@ -19,6 +18,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/bus"
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
@@ -155,7 +155,7 @@ func (r *Records) Load(ctx context.Context) ([]protocol.JobID, error) {
 	var rows []state.Job
 	err := r.jobs.Each(ctx, "job.*", func(key string, value []byte, rev uint64) error {
 		var rec protocol.JobRecord
-		if err := json.Unmarshal(value, &rec); err != nil {
+		if err := rawjson.Unmarshal(value, &rec); err != nil {
 			return &fault.Error{Kind: fault.Corrupt, Op: "read job record", Path: key, Err: err}
 		}
 		if rec.State == protocol.StateCancelling { // of a version before there was an ending
@@ -229,7 +229,7 @@ func (r *Records) change(ctx context.Context, id protocol.JobID, f func(*protoco
 	if err := f(&rec); err != nil {
 		return err
 	}
-	data, err := json.Marshal(rec)
+	data, err := rawjson.Marshal(rec)
 	if err != nil {
 		return fault.New(fault.Internal, "encode record of job %s: %w", id, err)
 	}
@@ -298,7 +298,7 @@ func (r *Records) WriteAgain(ctx context.Context) error {
 		if _, at, err := r.jobs.Get(ctx, key); err == nil && at == rev {
 			return at, nil // written since
 		}
-		data, err := json.Marshal(v)
+		data, err := rawjson.Marshal(v)
 		if err != nil {
 			return 0, fault.New(fault.Internal, "encode %s: %w", key, err)
 		}

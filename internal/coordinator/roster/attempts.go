@@ -1,17 +1,17 @@
 package roster
 
 import (
-	"encoding/json"
 	"slices"
 
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
 // Attempt notes the announced start or end of an attempt.
 func (r *Roster) Attempt(data []byte) {
 	var e protocol.AttemptEvent
-	if err := json.Unmarshal(data, &e); err != nil {
+	if err := rawjson.Unmarshal(data, &e); err != nil {
 		r.log.Warn("attempt event cannot be read", "error", err)
 		return
 	}

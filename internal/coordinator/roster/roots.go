@@ -3,13 +3,13 @@ package roster
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
@@ -28,14 +28,14 @@ func (r *Roster) ClaimRoots(ctx context.Context, data []byte) []byte {
 	}
 	var q protocol.RootsClaim
 	var reply protocol.RootsReply
-	if err := json.Unmarshal(data, &q); err != nil {
+	if err := rawjson.Unmarshal(data, &q); err != nil {
 		reply.Error = "claim cannot be read: " + err.Error()
 	} else if r.cfg.Ready() != nil {
 		reply.Wait = true
 	} else {
 		reply = r.rootsFor(ctx, q)
 	}
-	out, err := json.Marshal(reply)
+	out, err := rawjson.Marshal(reply)
 	if err != nil {
 		r.log.Error("encode roots reply", "error", err)
 		return nil

@@ -1,13 +1,13 @@
 package roster
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/host"
 	"github.com/fsbackup/fsbackup/internal/protocol"
+	"github.com/fsbackup/fsbackup/internal/rawjson"
 	"github.com/fsbackup/fsbackup/internal/state"
 )
 
@@ -22,7 +22,7 @@ func (r *Roster) Heartbeat(data []byte) []byte {
 	}
 	var h protocol.Heartbeat
 	reply := protocol.HeartbeatReply{Wire: protocol.WireMajor, Leader: r.cfg.Name, Timing: r.cfg.Timing}
-	switch err := json.Unmarshal(data, &h); {
+	switch err := rawjson.Unmarshal(data, &h); {
 	case err != nil:
 		reply.Refused = "heartbeat cannot be read: " + err.Error()
 	case h.Wire != protocol.WireMajor:
@@ -40,7 +40,7 @@ func (r *Roster) Heartbeat(data []byte) []byte {
 			reply.Drain = w.Drain
 		})
 	}
-	out, err := json.Marshal(reply)
+	out, err := rawjson.Marshal(reply)
 	if err != nil {
 		r.log.Error("encode heartbeat reply", "error", err)
 		return nil

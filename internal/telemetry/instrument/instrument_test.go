@@ -2,8 +2,10 @@ package instrument_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"go.opentelemetry.io/otel/attribute"
@@ -110,6 +112,24 @@ func TestChosenFailedAndRepeatedShardsGetASpan(t *testing.T) {
 				t.Errorf("late: %v, want %v", late, tc.late)
 			}
 		})
+	}
+}
+
+func TestErrorsOfSpansAreUTF8(t *testing.T) {
+	t.Parallel()
+	p, exporter := tracer(t)
+	_, span := instrument.StartShard(t.Context(), p.Tracer(), instrument.ShardAttempt{Job: "j", Phase: "copy", Delivery: 1, Every: 1}, time.Unix(1, 0))
+	span.End(time.Unix(2, 0), instrument.ShardRecord{Outcome: instrument.Returned}, errors.New("open \xff"))
+	for _, s := range exporter.GetSpans() {
+		said := s.Status.Description
+		for _, e := range s.Events {
+			for _, a := range e.Attributes {
+				said += a.Value.String()
+			}
+		}
+		if !utf8.ValidString(said) || !strings.Contains(said, "open \ufffd") {
+			t.Errorf("%q", said)
+		}
 	}
 }
 

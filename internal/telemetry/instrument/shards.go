@@ -3,7 +3,10 @@ package instrument
 import (
 	"context"
 	"crypto/rand"
+	"errors"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -92,8 +95,13 @@ func (s *ShardSpan) End(at time.Time, r ShardRecord, err error) {
 	)
 	switch {
 	case err != nil:
+		text := err.Error()
+		if !utf8.ValidString(text) { // as a path in it need not be, and what is exported must
+			text = strings.ToValidUTF8(text, "\ufffd")
+			err = errors.New(text)
+		}
 		s.span.RecordError(err, trace.WithTimestamp(at))
-		s.span.SetStatus(codes.Error, err.Error())
+		s.span.SetStatus(codes.Error, text)
 	case failed:
 		s.span.SetStatus(codes.Error, "entries failed")
 	}
