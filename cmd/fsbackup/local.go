@@ -69,8 +69,8 @@ func (c scanCmd) Run(a *app) error {
 type localFlags struct {
 	JSON     bool `help:"Print the final state as JSON."`
 	Quiet    bool `short:"q" help:"No progress, no summary: only failures, stalls, and why it failed."`
-	Read     int  `name:"read-threads" help:"Entries read at once; 0 = twice the processors." default:"0" placeholder:"N" group:"local"`
-	Write    int  `name:"write-threads" help:"Entries written at once; 0 = twice the processors." default:"0" placeholder:"N" group:"local"`
+	Read     int  `name:"read-threads" help:"Most entries read at once; how many are is found out. 0 = 256." default:"0" placeholder:"N" group:"local"`
+	Write    int  `name:"write-threads" help:"Most entries written at once. 0 = 256." default:"0" placeholder:"N" group:"local"`
 	Slots    int  `help:"Shards at once." default:"4" placeholder:"N" group:"local"`
 	InMemory bool `help:"Keep the job's queue in memory: an interrupted run cannot be resumed." group:"local"`
 	stallFlags

@@ -41,8 +41,8 @@ type config struct {
 	Pool      string           `help:"Pool: workers that see the same mounts." default:"default" env:"FSBACKUP_POOL"`
 	Allow     []string         `help:"Root that jobs may use as source or destination; repeat for more." env:"FSBACKUP_ALLOW" placeholder:"ROOT" sep:":"`
 	Slots     int              `help:"Shards at once." default:"4" env:"FSBACKUP_SLOTS"`
-	Read      int              `name:"read-threads" help:"Entries read at once, all jobs together; 0 = twice the processors." default:"0" env:"FSBACKUP_READ_THREADS" placeholder:"N"`
-	Write     int              `name:"write-threads" help:"Entries written at once, all jobs together; 0 = twice the processors." default:"0" env:"FSBACKUP_WRITE_THREADS" placeholder:"N"`
+	Read      int              `name:"read-threads" help:"Most entries read at once, all jobs together; how many are is found out. 0 = 256." default:"0" env:"FSBACKUP_READ_THREADS" placeholder:"N"`
+	Write     int              `name:"write-threads" help:"Most entries written at once, all jobs together. 0 = 256." default:"0" env:"FSBACKUP_WRITE_THREADS" placeholder:"N"`
 	Memory    int64            `help:"Bytes of buffers, all jobs together." default:"67108864" env:"FSBACKUP_MEMORY" placeholder:"BYTES"`
 	HTTP      string           `name:"http" help:"Address of /metrics and /healthz; empty: none." env:"FSBACKUP_HTTP" placeholder:"HOST:PORT"`
 	LogLevel  string           `help:"Log level: debug, info, warn, error." default:"info" env:"FSBACKUP_LOG_LEVEL" enum:"debug,info,warn,error"`

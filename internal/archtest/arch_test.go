@@ -26,13 +26,14 @@ var imports = []row{
 	{"internal/rawjson", ""},              // JSON that keeps bytes
 	{"internal/entry", ""},                // operations, metadata and counts of entries
 	{"internal/host", "internal/fault"},   // who a process is among hosts
+	{"internal/pace", ""},                 // how many operations at once are worthwhile
 	{"internal/web", ""},                  // embedded assets
 	{"internal/telemetry/instrument", ""}, // OpenTelemetry's interfaces only
 	{"internal/telemetry", "internal/fault internal/rawjson internal/telemetry/instrument"},
 
 	{"internal/controlfile/...", "internal/fault internal/entry"},
-	{"internal/scanner/...", "internal/fault internal/rawjson internal/entry internal/controlfile"},
-	{"internal/engine/...", "internal/fault internal/entry"},
+	{"internal/scanner/...", "internal/fault internal/rawjson internal/entry internal/controlfile internal/pace"},
+	{"internal/engine/...", "internal/fault internal/entry internal/pace"},
 	{"internal/protocol", "internal/fault internal/rawjson internal/entry"},
 	{"internal/shard", "internal/fault internal/entry internal/controlfile internal/protocol"},
 	{"internal/state", "internal/fault internal/rawjson internal/entry internal/mutant internal/protocol"},

@@ -75,7 +75,7 @@ type JobSpec struct {
 	// Permit is asked, with the real path of its parent, before a destination root
 	// is made; nil permits all. The parent's own path may lead through links.
 	Permit  func(realParent string) error `json:"-"`
-	Threads int                           // entries in flight for the job on this worker; 0 = the engine's limit
+	Threads int                           // most entries in flight for the job on this worker; 0 = the engine's limit
 	Memory  int64                         // bytes of buffers for the job on this worker; <= 0 = the engine's limit
 }
 

@@ -1,11 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
@@ -20,12 +20,16 @@ const (
 	bufferSize    = 256 << 10 // larger ones bring nothing reliable
 	smallestBuf   = 4 << 10
 	maxDirCache   = 512 // descriptors per side and batch
+
+	// maxThreads is the ceiling of what each job finds to be worthwhile. A thread that
+	// waits for a file system costs 28 KiB.
+	maxThreads = 256
 )
 
 // Config is what an Engine is made of. The zero value is usable.
 type Config struct {
-	ReadThreads  int          // entries read at once, all jobs together; 0 = 2 x cores
-	WriteThreads int          // entries written at once, all jobs together; 0 = 2 x cores
+	ReadThreads  int          // most entries read at once, all jobs together; 0 = 256
+	WriteThreads int          // most entries written at once, all jobs together; 0 = 256
 	Memory       int64        // bytes of buffers, all jobs together; 0 = 64 MiB
 	UmaskZero    bool         // the process's umask is 0: saves one call per file
 	Logger       *slog.Logger // nil = none
@@ -83,12 +87,8 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fault.New(fault.Invalid, "engine limits must not be negative: read threads %d, write threads %d, memory %d",
 			cfg.ReadThreads, cfg.WriteThreads, cfg.Memory)
 	}
-	if cfg.ReadThreads == 0 {
-		cfg.ReadThreads = 2 * runtime.NumCPU()
-	}
-	if cfg.WriteThreads == 0 {
-		cfg.WriteThreads = 2 * runtime.NumCPU()
-	}
+	cfg.ReadThreads = cmp.Or(cfg.ReadThreads, maxThreads)
+	cfg.WriteThreads = cmp.Or(cfg.WriteThreads, maxThreads)
 	if cfg.Memory == 0 {
 		cfg.Memory = defaultMemory
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
 	"github.com/fsbackup/fsbackup/internal/entry"
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/pace"
 )
 
 // RootInfo identifies a root as the engine holds it.
@@ -34,8 +35,8 @@ type Job struct {
 	spec      JobSpec
 	trim      string
 	src, dst  root
-	inFlight  slots
-	memory    slots // buffers that the job may hold at once
+	inFlight  *pace.Pace // entries under way
+	memory    slots      // buffers that the job may hold at once
 	noClone   atomic.Bool
 	noRange   atomic.Bool
 	noAtimeNo atomic.Bool // O_NOATIME was refused: files of other owners
@@ -100,7 +101,7 @@ func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
 		memory = min(memory, max(1, spec.Memory/int64(e.bufs.size)))
 	}
 	j := &Job{e: e, spec: spec, trim: trim, src: src, dst: dst,
-		inFlight: make(slots, limit), memory: make(slots, memory),
+		inFlight: pace.New(pace.Config{Ceiling: limit}), memory: make(slots, memory),
 		links: map[uint64]fsys.LinkMethod{}, tried: map[uint64]bool{}, syncFDs: map[uint64]int{}}
 	if err := j.holdForSync(dst.info.Dev, dst.fd); err != nil {
 		return nil, errors.Join(err, j.Close())

@@ -164,13 +164,27 @@ func (x *execution) all(units []unit) {
 	if len(units) == 0 {
 		return
 	}
-	var next atomic.Int64
-	work := func(t *task) {
+	most := min(x.j.inFlight.Ceiling(), len(units))
+	crew, done := x.j.e.crew(x.j.spec.ID, most, 1)
+	defer done()
+	var wg sync.WaitGroup
+	var started, next atomic.Int64
+	var work func(t *task)
+	start := func() {
+		if n := int(started.Add(1)) - 1; n < most {
+			wg.Go(func() { work(&crew.tasks[n]) })
+		}
+	}
+	work = func(t *task) {
 		r := &run{execution: x, task: t}
 		for {
 			n := int(next.Add(1)) - 1
 			if n >= len(units) || r.ctx.Err() != nil {
 				return
+			}
+			// One more than may be under way, so that it shows if more could be.
+			if int(started.Load()) <= x.j.inFlight.Limit() {
+				start()
 			}
 			if err := r.do(units[n]); err != nil {
 				r.stop(err)
@@ -178,16 +192,13 @@ func (x *execution) all(units []unit) {
 			}
 		}
 	}
-	threads := min(cap(x.j.inFlight), len(units))
-	crew, done := x.j.e.crew(x.j.spec.ID, threads, 1)
-	defer done()
-	if threads == 1 {
+	if most == 1 {
+		started.Store(1)
 		work(&crew.tasks[0]) // on the caller's own thread
 		return
 	}
-	var wg sync.WaitGroup
-	for i := range threads {
-		wg.Go(func() { work(&crew.tasks[i]) })
+	for range min(most, x.j.inFlight.Limit()+1) {
+		start()
 	}
 	wg.Wait()
 }
@@ -220,10 +231,10 @@ func (r *run) do(u unit) error {
 func (r *run) holding(e *Entry, f func() error) error {
 	canceled := func(err error) error { return &fault.Error{Kind: fault.Canceled, Op: "run batch", Err: err} }
 	eng := r.j.e
-	if err := r.j.inFlight.acquire(r.ctx); err != nil {
+	if err := r.j.inFlight.Acquire(r.ctx); err != nil {
 		return canceled(err)
 	}
-	defer r.j.inFlight.release()
+	defer r.j.inFlight.Release(effort(e))
 	if err := eng.reads.acquire(r.ctx); err != nil {
 		return canceled(err)
 	}
@@ -239,6 +250,16 @@ func (r *run) holding(e *Entry, f func() error) error {
 		}
 	}()
 	return f()
+}
+
+// effort is what an entry counts when it is measured how much gets done: its bytes, and
+// as many as cost what its calls do. One that is huge says little of the others.
+func effort(e *Entry) int64 {
+	const calls, most = 64 << 10, 64 << 20
+	if e.Meta == nil || e.Op != entry.OpCopy && e.Op != entry.OpVerify {
+		return calls
+	}
+	return calls + int64(min(e.Meta.Size, most))
 }
 
 // entry executes one entry.
