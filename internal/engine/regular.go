@@ -23,15 +23,17 @@ type newFile struct {
 	mode   uint32 // what it was made with, before the umask
 }
 
-// copyRegular copies the regular file behind the O_PATH descriptor src. The
-// reader of the target sees the old file or the new one: the copy is nameless,
-// or under a temporary name, until it is complete.
-func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src int, st *unix.Stat_t, res *copied) error {
-	in, err := r.openData(src)
-	if err != nil {
-		return sourceError("open source", t.e.Path, err)
+// copyRegular copies the regular file src. The reader of the target sees the old
+// file or the new one: the copy is nameless, or under a temporary name, until it
+// is complete.
+func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src source, st *unix.Stat_t, res *copied) (err error) {
+	in := src.fd
+	if !src.data {
+		if in, err = r.openData(in); err != nil {
+			return sourceError("open source", t.e.Path, err)
+		}
+		defer func() { _ = fsys.Close(in) }()
 	}
-	defer func() { _ = fsys.Close(in) }()
 	var a attrs
 	if r.j.spec.WriteMeta {
 		if a, err = r.fileAttrs(t, st, fsys.Node{FD: in}); err != nil {
@@ -111,18 +113,35 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src int, st *un
 	return err
 }
 
+// readFlags open a regular file, and whatever else it may turn out to be, for
+// reading: no writer and no carrier is waited for, and no terminal becomes this
+// process's own.
+const readFlags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY
+
 // openData opens the regular file behind src for reading, without touching its
 // access time where that is permitted.
 func (r *run) openData(src int) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_NONBLOCK
 	if !r.j.noAtimeNo.Load() {
-		fd, err := r.j.e.proc.Reopen(src, flags|unix.O_NOATIME)
+		fd, err := r.j.e.proc.Reopen(src, readFlags|unix.O_NOATIME)
 		if fsys.Errno(err) != unix.EPERM {
 			return fd, err
 		}
 		r.j.noAtimeNo.Store(true) // files of other owners: don't ask again
 	}
-	return r.j.e.proc.Reopen(src, flags)
+	return r.j.e.proc.Reopen(src, readFlags)
+}
+
+// openToRead is openData of the name in dir. A symbolic link gives an error.
+func (r *run) openToRead(dir int, name string) (int, error) {
+	const flags = readFlags | unix.O_NOFOLLOW
+	if !r.j.noAtimeNo.Load() {
+		fd, err := fsys.Openat(dir, name, flags|unix.O_NOATIME, 0)
+		if fsys.Errno(err) != unix.EPERM {
+			return fd, err
+		}
+		r.j.noAtimeNo.Store(true)
+	}
+	return fsys.Openat(dir, name, flags, 0)
 }
 
 // create makes the file that will become the target. With its final mode, if
