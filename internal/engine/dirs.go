@@ -184,6 +184,7 @@ func (r *run) openUp(dir *fsys.Dir, cause error) error {
 	if err := r.check(); err != nil {
 		return err
 	}
+	dir.ForgetGives() // a set-group-id bit may be lost
 	n := fsys.Node{FD: dir.FD, Path: true}
 	if n.Chmod(st.Mode&0o7777|0o700) != nil {
 		return cause // not the owner

@@ -75,6 +75,7 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src source, st 
 		t.refused = false
 		n := fsys.Node{FD: f.fd}
 		o := applyOpts{fresh: true, aclLeft: dir.HasDefaultACL(), modeSet: r.j.e.cfg.UmaskZero && f.mode == a.mode&0o777}
+		o.owned = f.temp == "" && r.madeFor(dir, f.fd, &a)
 		err := r.apply(t, n, &a, o)
 		if t.refused && f.temp == "" && r.j.tryNamed(dir.Dev) {
 			t.named = true
@@ -196,6 +197,26 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 		return nil, errParentGone
 	}
 	return f, err
+}
+
+// madeFor reports whether the nameless file fd, which was made in dir, belongs to owner
+// and group of a already. The first file in a directory tells about the others, but only
+// where nobody else can have changed the directory's group or its set-group-id bit
+// since: that may its owner. What is not known for sure is set.
+func (r *run) madeFor(dir *fsys.Dir, fd int, a *attrs) bool {
+	if int(dir.UID) != r.j.e.user.uid {
+		return false
+	}
+	o, known := dir.Gives()
+	if !known {
+		var st unix.Stat_t
+		if fsys.Fstat(fd, &st) != nil {
+			return false
+		}
+		o = fsys.Owner{UID: st.Uid, GID: st.Gid}
+		dir.SetGives(o)
+	}
+	return int64(o.UID) == int64(a.uid) && int64(o.GID) == int64(a.gid)
 }
 
 // copyData copies the contents, gives them to sum, which may be nil, and returns how

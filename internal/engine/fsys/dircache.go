@@ -13,6 +13,7 @@ type Dir struct {
 	FD   int
 	Path string // beneath the root
 	Dev  uint64
+	UID  uint32 // to whom it belonged when it was opened
 
 	cache *DirCache
 	refs  int           // guarded by cache.mu; the cache itself holds one
@@ -26,7 +27,31 @@ type Dir struct {
 
 	folds   atomic.Int32 // 0 = not known yet, 1 = no, 2 = yes
 	spelled atomic.Bool
+	gives   atomic.Pointer[Owner] // nil = not known yet
 }
+
+// Owner is to whom an object belongs.
+type Owner struct{ UID, GID uint32 }
+
+// nobodys stands for what is not to be asked for any more; no object has these ids.
+var nobodys = &Owner{^uint32(0), ^uint32(0)}
+
+// Gives returns what SetGives noted: to whom belongs what is made in the directory.
+func (d *Dir) Gives() (o Owner, known bool) {
+	if p := d.gives.Load(); p != nil {
+		return *p, true
+	}
+	return Owner{}, false
+}
+
+// SetGives notes to whom something belongs that was just made in the directory: a group
+// may be the directory's, by its set-group-id bit or by an option of its mount, and a
+// file server or a mount may give all to somebody else.
+func (d *Dir) SetGives(o Owner) { d.gives.CompareAndSwap(nil, &o) }
+
+// ForgetGives is called before the directory's mode is changed: from then on it is known
+// to give what it makes to nobody.
+func (d *Dir) ForgetGives() { d.gives.Store(nobodys) }
 
 // Folds returns what SetFolds noted: whether the directory takes names for the same that
 // differ in case.
@@ -142,7 +167,7 @@ func (c *DirCache) Add(path string, fd int) (*Dir, error) {
 		d.refs++
 		return d, nil
 	}
-	d := &Dir{FD: fd, Path: path, Dev: st.Dev, cache: c, refs: 2}
+	d := &Dir{FD: fd, Path: path, Dev: st.Dev, UID: st.Uid, cache: c, refs: 2}
 	d.elem = c.lru.PushFront(d)
 	c.m[path] = d
 	for len(c.m) > c.max {
