@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/fsbackup/fsbackup/internal/engine/fsys"
 	"github.com/fsbackup/fsbackup/internal/treetest"
 )
 
@@ -75,7 +77,7 @@ func TestOwnersWhateverADirectoryGives(t *testing.T) {
 					for _, n := range names {
 						must(t, os.Remove(filepath.Join(g.dst, n)))
 					}
-					j.linkFailed(j.dst.info.Dev, 1)
+					j.linkFailed(j.dst.info.Dev, fsys.LinkByProc)
 				}
 				o, err := j.Run(t.Context(), g.batch(1, es...), nil)
 				must(t, err)
@@ -94,40 +96,56 @@ func TestOwnersWhateverADirectoryGives(t *testing.T) {
 	}
 }
 
-// TestDirectoryGivesAnotherGroupMeanwhile: the owner of a destination directory has new
-// files in it get his group while a batch fills it. He must not get at those of others.
-func TestDirectoryGivesAnotherGroupMeanwhile(t *testing.T) {
+// TestDirectoryGivesOtherRightsMeanwhile: the owner of a destination directory has new
+// files in it get his group, or rights for him, while a batch fills it. He must not get
+// at those of others.
+func TestDirectoryGivesOtherRightsMeanwhile(t *testing.T) {
 	needRoot(t)
-	g := newRig(t)
-	g.spec.Threads = 1
-	g.e.cfg.UmaskZero = true
-	defer unix.Umask(unix.Umask(0))
-	d := filepath.Join(g.dst, "d")
-	must(t, os.Mkdir(d, 0o755))
-	must(t, os.Chown(d, 1234, 4321))
-	var es []Entry
-	for i := range 8 {
-		p := fmt.Sprintf("d/f%d", i)
-		must(t, os.Chmod(g.write(p, "secret"), 0o640))
-		es = append(es, g.scanned(p))
-	}
-	checks := 0
-	o, err := g.try(g.batch(1, es...), guardFunc(func() error {
-		if checks++; checks == 4 {
-			must(t, unix.Chmod(d, 0o2755))
-		}
-		return nil
-	}))
-	must(t, err)
-	wantFailures(t, o)
-	if checks < 8 {
-		t.Fatalf("%d checks", checks)
-	}
-	for _, e := range es {
-		var st unix.Stat_t
-		must(t, unix.Lstat(filepath.Join(g.dst, e.Path), &st))
-		if st.Uid != 0 || st.Gid != 0 {
-			t.Errorf("%s belongs to %d:%d", e.Path, st.Uid, st.Gid)
+	for name, change := range map[string]func(d string){
+		"group":  func(d string) { must(t, unix.Chmod(d, 0o2755)) },
+		"rights": func(d string) { setfacl(t, d, "-d", "-m", "u:1234:rwx") },
+	} {
+		for _, named := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, named=%v", name, named), func(t *testing.T) {
+				g := newRig(t)
+				g.spec.Threads = 1
+				g.e.cfg.UmaskZero = true
+				defer unix.Umask(unix.Umask(0))
+				d := filepath.Join(g.dst, "d")
+				must(t, os.Mkdir(d, 0o755))
+				must(t, os.Chown(d, 1234, 4321))
+				var es []Entry
+				for i := range 8 {
+					p := fmt.Sprintf("d/f%d", i)
+					must(t, os.Chmod(g.write(p, "secret"), 0o640))
+					es = append(es, g.scanned(p))
+				}
+				must(t, unix.Mkfifo(filepath.Join(g.src, "d/g"), 0o640))
+				es = append(es, g.scanned("d/g"))
+				j, err := g.e.OpenJob(g.spec)
+				must(t, err)
+				defer func() { must(t, j.Close()) }()
+				if named {
+					j.linkFailed(j.dst.info.Dev, fsys.LinkByProc)
+				}
+				checks := 0
+				o, err := j.Run(t.Context(), g.batch(1, es...), guardFunc(func() error {
+					if checks++; checks == 4 {
+						change(d)
+					}
+					return nil
+				}))
+				must(t, err)
+				wantFailures(t, o)
+				if checks < 8 {
+					t.Fatalf("%d checks", checks)
+				}
+				for _, e := range es {
+					if diff := cmp.Diff(describe(t, filepath.Join(g.src, e.Path), "", nil), describe(t, filepath.Join(g.dst, e.Path), "", nil)); diff != "" {
+						t.Errorf("%s: %s", e.Path, diff)
+					}
+				}
+			})
 		}
 	}
 }

@@ -74,7 +74,7 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src source, st 
 	if r.j.spec.WriteMeta {
 		t.refused = false
 		n := fsys.Node{FD: f.fd}
-		o := applyOpts{fresh: true, aclLeft: dir.HasDefaultACL(), modeSet: r.j.e.cfg.UmaskZero && f.mode == a.mode&0o777}
+		o := applyOpts{fresh: true, aclLeft: r.inheritsACL(dir, n), modeSet: r.j.e.cfg.UmaskZero && f.mode == a.mode&0o777}
 		o.owned = f.temp == "" && r.madeFor(dir, f.fd, &a)
 		err := r.apply(t, n, &a, o)
 		if t.refused && f.temp == "" && r.j.tryNamed(dir.Dev) {
@@ -199,12 +199,21 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 	return f, err
 }
 
+// foreign reports whether somebody else may change, at any time, what new objects in dir
+// get from it: its owner may.
+func (r *run) foreign(dir *fsys.Dir) bool { return int64(dir.UID) != int64(r.j.e.user.uid) }
+
+// inheritsACL reports whether n, which was just made in dir, may have got an ACL from it.
+func (r *run) inheritsACL(dir *fsys.Dir, n fsys.Node) bool {
+	return dir.HasDefaultACL() || r.foreign(dir) && !dir.NoACLs() && n.HasACL()
+}
+
 // madeFor reports whether the nameless file fd, which was made in dir, belongs to owner
-// and group of a already. The first file in a directory tells about the others, but only
-// where nobody else can have changed the directory's group or its set-group-id bit
-// since: that may its owner. What is not known for sure is set.
+// and group of a already. The first file in a directory tells about the others, unless
+// somebody else may give the directory another group, or the bit that hands it on. What
+// is not known for sure is set.
 func (r *run) madeFor(dir *fsys.Dir, fd int, a *attrs) bool {
-	if int(dir.UID) != r.j.e.user.uid {
+	if r.foreign(dir) {
 		return false
 	}
 	o, known := dir.Gives()

@@ -21,6 +21,7 @@ type Dir struct {
 
 	aclOnce    sync.Once
 	defaultACL bool
+	noACLs     bool // the file system has none
 
 	flagsOnce sync.Once
 	protected bool
@@ -88,13 +89,20 @@ func (d *Dir) Protected() bool {
 }
 
 // HasDefaultACL reports whether new objects in the directory inherit an ACL.
-// The answer is taken once per Dir.
+// The answer is taken once per Dir: its owner may change that at any time.
 func (d *Dir) HasDefaultACL() bool {
 	d.aclOnce.Do(func() {
 		n, err := unix.Getxattr(ProcPath(d.FD), XattrDefaultACL, nil)
 		d.defaultACL = err == nil && n > 0
+		d.noACLs = Errno(err) == unix.EOPNOTSUPP
 	})
 	return d.defaultACL
+}
+
+// NoACLs reports whether the directory's file system has no ACLs.
+func (d *Dir) NoACLs() bool {
+	_ = d.HasDefaultACL()
+	return d.noACLs
 }
 
 // Gone reports whether the directory has been removed since it was opened.

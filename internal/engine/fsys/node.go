@@ -81,6 +81,19 @@ func (n Node) Getxattr(name string) ([]byte, error) {
 	})
 }
 
+// HasACL reports whether the object has an access ACL, or may have one.
+func (n Node) HasACL() bool {
+	err := retry(func() (err error) {
+		if n.Path {
+			_, err = unix.Getxattr(ProcPath(n.FD), XattrAccessACL, nil)
+		} else {
+			_, err = unix.Fgetxattr(n.FD, XattrAccessACL, nil)
+		}
+		return err //nolint:wrapcheck // bare errnos by contract
+	})
+	return Errno(err) != unix.ENODATA && Errno(err) != unix.EOPNOTSUPP
+}
+
 // Listxattr returns the names of all extended attributes that the caller may see.
 func (n Node) Listxattr() ([]string, error) {
 	raw, err := readGrowing(256, func(buf []byte) (int, error) {
