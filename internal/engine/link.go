@@ -146,6 +146,18 @@ func (r *run) linkMember(t *target, leader *Entry, c *entry.Counts) error {
 	if err := r.clearTemps(dir, t.index); err != nil {
 		return err
 	}
+	if len(r.b.Predecessors) == 0 {
+		// Nothing has the name, most often, and then there is nothing to look at: the
+		// call replaces nothing, follows nothing and links no directory. Whatever else
+		// it says, a look tells why.
+		switch err := r.linkNew(from, lname, dir, name); {
+		case err == nil:
+			c.Links++
+			return nil
+		case stopsRun(err):
+			return opError("link", t.path, err)
+		}
+	}
 	for range 8 {
 		var want, have unix.Stat_t
 		if err := fsys.Lstatat(from.FD, lname, &want); err != nil {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -62,6 +63,16 @@ func swapCase(name string) (other string, sure bool) {
 		}
 		return unicode.ToUpper(c)
 	}, name), false
+}
+
+// hasSpellings reports whether a name may have another that differs in case.
+func hasSpellings(name string) bool {
+	for i := range len(name) {
+		if c := name[i] | 0x20; c >= 'a' && c <= 'z' || c >= utf8.RuneSelf {
+			return true
+		}
+	}
+	return false
 }
 
 // folds reports whether the directory takes other spellings of a name for the name.
