@@ -253,11 +253,11 @@ var callKinds = []callKind{
 		must(g.t, os.MkdirAll(filepath.Join(g.dst, fmt.Sprintf("d/d%d", i)), 0o755))
 		return []Entry{tree(fmt.Sprintf("d/d%d", i))}
 	}},
-	{name: "directory", most: 7, make: func(g *rig, i int) []Entry {
+	{name: "directory", most: 5, make: func(g *rig, i int) []Entry {
 		must(g.t, os.MkdirAll(filepath.Join(g.src, fmt.Sprintf("d/d%d", i)), 0o755))
 		return []Entry{g.scanned(fmt.Sprintf("d/d%d", i))}
 	}},
-	{name: "directory, finished", most: 14, make: func(g *rig, i int) []Entry {
+	{name: "directory, finished", most: 12, make: func(g *rig, i int) []Entry {
 		must(g.t, os.MkdirAll(filepath.Join(g.src, fmt.Sprintf("d/d%d", i)), 0o755))
 		must(g.t, os.MkdirAll(filepath.Join(g.dst, fmt.Sprintf("d/d%d", i)), 0o700))
 		e := g.scanned(fmt.Sprintf("d/d%d", i))

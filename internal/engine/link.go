@@ -253,7 +253,7 @@ func refusal(err error) error {
 // keeps may be the copy that a former attempt made for that reason; both must count
 // it alike. What does not look like the leader is no such copy.
 func (r *run) probeLink(t *target, from *fsys.Dir, lname string, dir *fsys.Dir, have, want *unix.Stat_t) (bool, error) {
-	if fsys.Type(have.Mode) != fsys.Type(want.Mode) || have.Size != want.Size || dir.Protected() {
+	if fsys.Type(have.Mode) != fsys.Type(want.Mode) || have.Size != want.Size || dir.Protected {
 		return false, nil
 	}
 	err := r.linkTempName(t, from, lname, dir)

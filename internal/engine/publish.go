@@ -60,7 +60,7 @@ func (r *run) publishNameless(t *target, dir *fsys.Dir, name string, f *newFile,
 			continue
 		case r.twin(f.fd, &st):
 			return nil
-		case dir.Protected():
+		case dir.Protected:
 			return r.linkOverProtected(t, dir, name, f)
 		}
 		return r.linkOver(t, dir, name, f)

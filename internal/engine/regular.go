@@ -201,7 +201,7 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 
 // foreign reports whether somebody else may change, at any time, what new objects in dir
 // get from it: its owner may.
-func (r *run) foreign(dir *fsys.Dir) bool { return int64(dir.UID) != int64(r.j.e.user.uid) }
+func (r *run) foreign(dir *fsys.Dir) bool { return int64(dir.Stat.Uid) != int64(r.j.e.user.uid) }
 
 // inheritsACL reports whether n, which was just made in dir, may have got an ACL from it.
 func (r *run) inheritsACL(dir *fsys.Dir, n fsys.Node) bool {

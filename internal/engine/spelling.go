@@ -327,11 +327,7 @@ func (r *run) checkSpelling(d *fsys.Dir, path string, get func(string) (*fsys.Di
 		return "", err
 	}
 	defer parent.Release()
-	var st unix.Stat_t
-	if err := fsys.Fstat(d.FD, &st); err != nil {
-		return "", opError("stat destination directory", path, err)
-	}
-	other, err = r.otherSpelling(parent, name, &st)
+	other, err = r.otherSpelling(parent, name, &d.Stat)
 	if fsys.Errno(err) == unix.ENOENT {
 		return "", errParentGone
 	}

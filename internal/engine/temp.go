@@ -34,7 +34,7 @@ func (r *run) tempName(a AttemptID, index uint32) string {
 // mayRename reports why no temporary name may be made in dir: it could never be taken
 // away again.
 func (r *run) mayRename(t *target, dir *fsys.Dir) error {
-	if !dir.Protected() {
+	if !dir.Protected {
 		return nil
 	}
 	return &fault.Error{Kind: fault.Denied, Op: "replace", Path: t.path, Err: unix.EPERM,

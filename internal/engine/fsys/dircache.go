@@ -13,7 +13,12 @@ type Dir struct {
 	FD   int
 	Path string // beneath the root
 	Dev  uint64
-	UID  uint32 // to whom it belonged when it was opened
+
+	// Stat is of when it was opened.
+	Stat unix.Stat_t
+	// Protected says that it was immutable or append-only then (chattr +i, +a): names in
+	// it can neither be removed nor renamed.
+	Protected bool
 
 	cache *DirCache
 	refs  int           // guarded by cache.mu; the cache itself holds one
@@ -22,9 +27,6 @@ type Dir struct {
 	aclOnce    sync.Once
 	defaultACL bool
 	noACLs     bool // the file system has none
-
-	flagsOnce sync.Once
-	protected bool
 
 	folds   atomic.Int32 // 0 = not known yet, 1 = no, 2 = yes
 	spelled atomic.Bool
@@ -76,17 +78,6 @@ func (d *Dir) Spelled() bool { return d.spelled.Load() }
 
 // SetSpelled notes that Path is right to the letter.
 func (d *Dir) SetSpelled() { d.spelled.Store(true) }
-
-// Protected reports whether the directory is immutable or append-only (chattr +i, +a):
-// names in it can then neither be removed nor renamed. The answer is taken once per Dir.
-func (d *Dir) Protected() bool {
-	d.flagsOnce.Do(func() {
-		var st unix.Stat_t
-		protected, err := FstatFlags(d.FD, &st)
-		d.protected = err == nil && protected
-	})
-	return d.protected
-}
 
 // HasDefaultACL reports whether new objects in the directory inherit an ACL.
 // The answer is taken once per Dir: its owner may change that at any time.
@@ -163,11 +154,13 @@ func (c *DirCache) lookup(path string) *Dir {
 // returns it with a reference. If the path is there already the descriptor is
 // closed and the present one returned.
 func (c *DirCache) Add(path string, fd int) (*Dir, error) {
-	var st unix.Stat_t
-	if err := Fstat(fd, &st); err != nil {
+	d := &Dir{FD: fd, Path: path, cache: c, refs: 2}
+	var err error
+	if d.Protected, err = FstatFlags(fd, &d.Stat); err != nil {
 		_ = Close(fd)
 		return nil, err
 	}
+	d.Dev = d.Stat.Dev
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if d := c.m[path]; d != nil {
@@ -175,7 +168,6 @@ func (c *DirCache) Add(path string, fd int) (*Dir, error) {
 		d.refs++
 		return d, nil
 	}
-	d := &Dir{FD: fd, Path: path, Dev: st.Dev, UID: st.Uid, cache: c, refs: 2}
 	d.elem = c.lru.PushFront(d)
 	c.m[path] = d
 	for len(c.m) > c.max {
