@@ -150,12 +150,27 @@ func callsOf(a, b map[uint64]int, n int) (perEntry float64, text string) {
 	return perEntry, strings.Join(parts, ", ")
 }
 
-// callKind is a kind of entry, and how many system calls one more of it costs.
+// callKind is a kind of entry, and what one more of it costs.
 type callKind struct {
-	name string
-	most float64
-	make func(g *rig, i int) []Entry // entries that count as one
-	spec func(*JobSpec)
+	name   string
+	most   float64                     // system calls
+	allocs int                         // allocations
+	make   func(g *rig, i int) []Entry // entries that count as one
+	spec   func(*JobSpec)
+}
+
+// batch makes a batch of n entries of the kind, and the job that it belongs to.
+func (k *callKind) batch(g *rig, n int) *Batch {
+	g.t.Helper()
+	g.spec.Threads = 1
+	if k.spec != nil {
+		k.spec(&g.spec)
+	}
+	var es []Entry
+	for i := range n {
+		es = append(es, k.make(g, i)...)
+	}
+	return g.batch(1, es...)
 }
 
 // scanned returns the entry of the source object at p, as our own scanner makes it.
@@ -192,12 +207,12 @@ var callKinds = []callKind{
 		g.write(fmt.Sprintf("d/f%d", i), "")
 		return []Entry{g.scanned(fmt.Sprintf("d/f%d", i))}
 	}},
-	{name: "small file that replaces another", most: 14, make: func(g *rig, i int) []Entry {
+	{name: "small file that replaces another", most: 14, allocs: 4, make: func(g *rig, i int) []Entry {
 		g.write(fmt.Sprintf("d/f%d", i), "contents")
 		g.target(fmt.Sprintf("d/f%d", i), "others")
 		return []Entry{g.scanned(fmt.Sprintf("d/f%d", i))}
 	}},
-	{name: "metadata alone", most: 12, make: func(g *rig, i int) []Entry {
+	{name: "metadata alone", most: 12, allocs: 7, make: func(g *rig, i int) []Entry {
 		p := fmt.Sprintf("d/f%d", i)
 		when := unix.Timespec{Sec: 15e8}
 		setTimes(g.t, g.write(p, "contents"), when, when)
@@ -206,7 +221,7 @@ var callKinds = []callKind{
 		e.Mode = "mm"
 		return []Entry{e}
 	}},
-	{name: "symbolic link", most: 11, make: func(g *rig, i int) []Entry {
+	{name: "symbolic link", most: 11, allocs: 10, make: func(g *rig, i int) []Entry {
 		p := fmt.Sprintf("d/l%d", i)
 		must(g.t, os.MkdirAll(filepath.Join(g.src, "d"), 0o755))
 		must(g.t, os.Symlink("to", filepath.Join(g.src, p)))
@@ -222,7 +237,7 @@ var callKinds = []callKind{
 		e.Op, e.Group = entry.OpLink, 1
 		return []Entry{e}
 	}},
-	{name: "hard link that is there", most: 3, make: func(g *rig, i int) []Entry {
+	{name: "hard link that is there", most: 3, allocs: 2, make: func(g *rig, i int) []Entry {
 		must(g.t, os.MkdirAll(filepath.Join(g.dst, "d"), 0o755))
 		if i == 0 {
 			g.write("d/h0", "contents")
@@ -235,7 +250,7 @@ var callKinds = []callKind{
 		e.Op, e.Group, e.LeaderOnly = entry.OpLink, 1, i == 0
 		return []Entry{e}
 	}},
-	{name: "deleted file", most: 2, make: func(g *rig, i int) []Entry {
+	{name: "deleted file", most: 2, allocs: 1, make: func(g *rig, i int) []Entry {
 		must(g.t, os.MkdirAll(filepath.Join(g.src, "d"), 0o755))
 		g.target(fmt.Sprintf("d/f%d", i), "x")
 		return []Entry{file(fmt.Sprintf("d/f%d", i))}
@@ -248,16 +263,16 @@ var callKinds = []callKind{
 		g.target(fmt.Sprintf("d/f%d", i), "x")
 		return []Entry{file(fmt.Sprintf("d/f%d", i))}
 	}},
-	{name: "deleted empty directory", most: 2, spec: func(s *JobSpec) { s.DeleteEmpty = true }, make: func(g *rig, i int) []Entry {
+	{name: "deleted empty directory", most: 2, allocs: 1, spec: func(s *JobSpec) { s.DeleteEmpty = true }, make: func(g *rig, i int) []Entry {
 		must(g.t, os.MkdirAll(filepath.Join(g.src, "d"), 0o755))
 		must(g.t, os.MkdirAll(filepath.Join(g.dst, fmt.Sprintf("d/d%d", i)), 0o755))
 		return []Entry{tree(fmt.Sprintf("d/d%d", i))}
 	}},
-	{name: "directory", most: 5, make: func(g *rig, i int) []Entry {
+	{name: "directory", most: 5, allocs: 3, make: func(g *rig, i int) []Entry {
 		must(g.t, os.MkdirAll(filepath.Join(g.src, fmt.Sprintf("d/d%d", i)), 0o755))
 		return []Entry{g.scanned(fmt.Sprintf("d/d%d", i))}
 	}},
-	{name: "directory, finished", most: 12, make: func(g *rig, i int) []Entry {
+	{name: "directory, finished", most: 12, allocs: 18, make: func(g *rig, i int) []Entry {
 		must(g.t, os.MkdirAll(filepath.Join(g.src, fmt.Sprintf("d/d%d", i)), 0o755))
 		must(g.t, os.MkdirAll(filepath.Join(g.dst, fmt.Sprintf("d/d%d", i)), 0o700))
 		e := g.scanned(fmt.Sprintf("d/d%d", i))
@@ -277,15 +292,8 @@ func TestSystemCallsPerEntry(t *testing.T) {
 			t.Parallel()
 			run := func(n int) map[uint64]int {
 				g := newRigIn(t, shm(t))
-				g.spec.Threads = 1
-				if k.spec != nil {
-					k.spec(&g.spec)
-				}
-				var es []Entry
-				for i := range n {
-					es = append(es, k.make(g, i)...)
-				}
-				calls, d := traced(t, g.spec, g.batch(1, es...))
+				batch := k.batch(g, n)
+				calls, d := traced(t, g.spec, batch)
 				wantFailures(t, d.Outcome)
 				return calls
 			}

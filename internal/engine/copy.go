@@ -370,11 +370,11 @@ func (r *run) sameContents(t *target, src int, st *unix.Stat_t, dst int, have *u
 		return false, nil // a target that can't be read is replaced
 	}
 	defer func() { _ = fsys.Close(out) }()
-	buf, release, err := r.buffer(t)
+	buf, err := r.buffer(t)
 	if err != nil {
 		return false, err
 	}
-	defer release()
+	defer r.giveBack(buf)
 	same, err := fsys.SameData(in, out, st.Size, st.Blocks*512 < st.Size || have.Blocks*512 < have.Size, buf, r.check)
 	var data *fsys.DataError
 	switch {

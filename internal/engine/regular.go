@@ -40,8 +40,8 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src source, st 
 			return err
 		}
 	}
-	f, err := r.create(t, dir, &a)
-	if err != nil {
+	f := &newFile{}
+	if err := r.create(t, dir, &a, f); err != nil {
 		return opError("create", t.path, err)
 	}
 	closed := false
@@ -145,11 +145,11 @@ func (r *run) openToRead(dir int, name string) (int, error) {
 	return fsys.Openat(dir, name, flags, 0)
 }
 
-// create makes the file that will become the target. With its final mode, if
+// create makes f, the file that will become the target. With its final mode, if
 // nothing can open it before it is complete and nothing will change the mode:
 // that saves a call per file.
-func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
-	f := &newFile{mode: defaultFileMode, method: r.j.linkMethod(dir.Dev)}
+func (r *run) create(t *target, dir *fsys.Dir, a *attrs, f *newFile) error {
+	*f = newFile{mode: defaultFileMode, method: r.j.linkMethod(dir.Dev)}
 	access := unix.O_WRONLY
 	if r.j.spec.Verify == VerifyChecksum {
 		access = unix.O_RDWR // it is read back
@@ -168,11 +168,11 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 		switch fsys.Errno(err) {
 		case unix.ENOENT:
 			if dir.Gone() {
-				return nil, errParentGone
+				return errParentGone
 			}
 		case unix.EOPNOTSUPP, unix.EISDIR, unix.EINVAL, unix.ENOSYS:
 		default:
-			return f, err
+			return err
 		}
 		r.j.linkFailed(dir.Dev, fsys.LinkByProc) // NFS and old kernels: no nameless files at all
 		f.method = fsys.LinkNone
@@ -181,11 +181,11 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 		f.mode = 0o600 // it has a name that others may open
 	}
 	if err := r.mayRename(t, dir); err != nil {
-		return nil, err
+		return err
 	}
 	f.temp = r.tempName(r.b.Attempt, uint32(t.index))
 	if err := r.check(); err != nil {
-		return nil, err
+		return err
 	}
 	err := r.changing(dir, func() error {
 		return withTemp(dir, f.temp, func() (err error) {
@@ -194,9 +194,9 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 		})
 	})
 	if fsys.Errno(err) == unix.ENOENT && dir.Gone() {
-		return nil, errParentGone
+		return errParentGone
 	}
-	return f, err
+	return err
 }
 
 // foreign reports whether somebody else may change, at any time, what new objects in dir
@@ -234,14 +234,14 @@ func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum
 	if st.Size == 0 && !t.toEnd {
 		return 0, nil
 	}
-	buf, release, err := r.buffer(t)
+	buf, err := r.buffer(t)
 	if err != nil {
 		return 0, err
 	}
-	defer release()
+	defer r.giveBack(buf)
 	// What changes is not cloned: how much a clone holds is the file system's to say.
 	c := fsys.Copier{Buf: buf, Clone: !t.take && !r.j.noClone.Load(), Range: !r.j.noRange.Load(),
-		Writeback: r.j.spec.Sync != SyncNone, Check: r.check, Hash: sum}
+		Writeback: r.j.spec.Sync != SyncNone, Check: r.ask, Hash: sum}
 	size := st.Size
 	if t.toEnd {
 		size, err = c.CopyToEnd(out, in)
@@ -255,23 +255,30 @@ func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum
 		r.j.noRange.Store(true)
 	}
 	res.holes, res.clone = c.Holes, c.Cloned
-	var data *fsys.DataError
 	switch {
 	case err == nil:
 		return size, nil
 	case errors.Is(err, fsys.ErrShort) && t.take:
 		return c.Short, r.takeShort(t, out, c.Short, res)
+	}
+	return 0, r.copyError(t, in, st, err)
+}
+
+// copyError is what an error of copying contents means.
+func (r *run) copyError(t *target, in int, st *unix.Stat_t, err error) error {
+	var data *fsys.DataError
+	switch {
 	case errors.Is(err, fsys.ErrShort):
 		if err := r.stillSame(t, in, st); err != nil {
-			return 0, err
+			return err
 		}
-		return 0, errShorter
+		return errShorter
 	case errors.As(err, &data) && data.Write:
-		return 0, opError("write", t.path, data.Err)
+		return opError("write", t.path, data.Err)
 	case errors.As(err, &data):
-		return 0, sourceError("read source", t.e.Path, data.Err)
+		return sourceError("read source", t.e.Path, data.Err)
 	}
-	return 0, err
+	return err
 }
 
 // takeShort takes a source that lost its end while it was read for the last time.
@@ -300,25 +307,28 @@ func (r *run) unchanged(t *target, in int, st *unix.Stat_t, res *copied) error {
 	return err
 }
 
-// buffer waits for a buffer within the limits of job and engine.
-func (r *run) buffer(t *target) (buf []byte, release func(), err error) {
+// buffer waits for a buffer within the limits of job and engine, to be given back.
+func (r *run) buffer(t *target) ([]byte, error) {
 	r.task.waits()
 	if err := r.j.memory.acquire(r.ctx); err != nil {
-		return nil, nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
+		return nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
 	}
-	buf, err = r.j.e.bufs.get(r.ctx)
+	buf, err := r.j.e.bufs.get(r.ctx)
 	if err != nil {
 		r.j.memory.release()
-		return nil, nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
+		return nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
 	}
 	r.task.took()
 	r.task.progress(r.j.e)
-	return buf, func() {
-		if r.task.gave() { // else another was made in its place while a call hung
-			r.j.e.bufs.put(buf)
-		}
-		r.j.memory.release()
-	}, nil
+	return buf, nil
+}
+
+// giveBack gives back what buffer returned.
+func (r *run) giveBack(buf []byte) {
+	if r.task.gave() { // else another was made in its place while a call hung
+		r.j.e.bufs.put(buf)
+	}
+	r.j.memory.release()
 }
 
 // stillSame reports errChanged if the source is not as it was before it was read.
