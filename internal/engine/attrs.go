@@ -205,6 +205,7 @@ type applyOpts struct {
 	fresh   bool // made by us just now: it has no attributes to remove ...
 	aclLeft bool // ... except ACLs inherited from its directory
 	modeSet bool // the object has mode & 0777 already
+	owned   bool // ... and owner and group
 	symlink bool // has neither mode nor ACL
 }
 
@@ -213,10 +214,12 @@ type applyOpts struct {
 // permission, and everything changes the times.
 func (r *run) apply(t *target, n fsys.Node, a *attrs, o applyOpts) error {
 	mode := a.mode
-	if err := n.Chown(a.uid, a.gid); err != nil {
-		r.noteRefusal(t, err, r.j.e.chowns)
-		if mode, err = r.chownPartly(t, n, a, err); err != nil {
-			return err
+	if !o.owned {
+		if err := n.Chown(a.uid, a.gid); err != nil {
+			r.noteRefusal(t, err, r.j.e.chowns)
+			if mode, err = r.chownPartly(t, n, a, err); err != nil {
+				return err
+			}
 		}
 	}
 	if !o.symlink && !o.fresh && !r.j.e.override {

@@ -199,30 +199,77 @@ func swapped(t *testing.T, g *rig, apart, slash bool) {
 	}
 }
 
-// TestFIFOAndDevicesAreNeverOpened replaces source files by a FIFO, whose open
-// would block or wake its writer, and by a device.
-func TestFIFOAndDevicesAreNeverOpened(t *testing.T) {
+// TestFIFOAndDevicesAreNeverRead has source files become a FIFO, with and without
+// a writer, and devices with a driver and without: they are copied as what they are,
+// nobody waits, and nothing is read from them.
+func TestFIFOAndDevicesAreNeverRead(t *testing.T) {
+	needRoot(t)
 	g := newRig(t)
-	g.write("fifo", "was a file")
-	g.write("tty", "was a file")
-	es := []Entry{g.copyOf("fifo"), g.copyOf("tty")}
-	fifo := filepath.Join(g.src, "fifo")
-	must(t, os.Remove(fifo))
-	must(t, unix.Mkfifo(fifo, 0o600))
-	want := entry.Counts{FilesCopied: 2, BytesCopied: 10, ChangedSinceScan: 1}
-	if os.Geteuid() == 0 {
-		must(t, os.Remove(filepath.Join(g.src, "tty")))
-		must(t, unix.Mknod(filepath.Join(g.src, "tty"), unix.S_IFCHR|0o600, int(unix.Mkdev(240, 250)))) // no driver: open gives ENXIO
-		want = entry.Counts{FilesCopied: 2, ChangedSinceScan: 2}
+	names := []string{"fifo", "full", "null", "gone"}
+	var es []Entry
+	for _, p := range names {
+		g.write(p, "was a file")
+		es = append(es, g.copyOf(p))
+		must(t, os.Remove(filepath.Join(g.src, p)))
 	}
+	must(t, unix.Mkfifo(filepath.Join(g.src, "fifo"), 0o600))
+	must(t, unix.Mkfifo(filepath.Join(g.src, "full"), 0o600))
+	must(t, unix.Mknod(filepath.Join(g.src, "null"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
+	must(t, unix.Mknod(filepath.Join(g.src, "gone"), unix.S_IFCHR|0o600, int(unix.Mkdev(240, 250)))) // no driver: open gives ENXIO
+	both, err := os.OpenFile(filepath.Join(g.src, "full"), os.O_RDWR, 0)
+	must(t, err)
+	defer func() { must(t, both.Close()) }()
+	_, err = both.WriteString("for somebody else")
+	must(t, err)
 	o := g.run(g.batch(1, es...))
 	wantFailures(t, o)
-	g.wantCounts(o, want)
-	// A writer would have been woken, and succeed, had anybody opened to read.
-	if fd, err := unix.Open(fifo, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
-		t.Error("the fifo has a reader")
-		_ = unix.Close(fd)
+	g.wantCounts(o, entry.Counts{FilesCopied: 4, ChangedSinceScan: 4})
+	for _, p := range names {
+		var src, dst unix.Stat_t
+		must(t, unix.Lstat(filepath.Join(g.src, p), &src))
+		must(t, unix.Lstat(filepath.Join(g.dst, p), &dst))
+		if src.Mode != dst.Mode || src.Rdev != dst.Rdev {
+			t.Errorf("%s is %o %x, the source %o %x", p, dst.Mode, dst.Rdev, src.Mode, src.Rdev)
+		}
 	}
+	got := make([]byte, 64)
+	n, err := both.Read(got)
+	must(t, err)
+	if string(got[:n]) != "for somebody else" {
+		t.Errorf("%q is left in the fifo", got[:n])
+	}
+}
+
+// TestFIFOAndDevicesAreNeverOpened that were scanned as what they are: the open of a
+// FIFO would wake its writer.
+func TestFIFOAndDevicesAreNeverOpened(t *testing.T) {
+	g := newRig(t)
+	fifo := filepath.Join(g.src, "fifo")
+	must(t, unix.Mkfifo(fifo, 0o600))
+	es := []Entry{g.copyOf("fifo")}
+	if os.Geteuid() == 0 {
+		must(t, unix.Mknod(filepath.Join(g.src, "tty"), unix.S_IFCHR|0o600, int(unix.Mkdev(240, 250)))) // no driver: open gives ENXIO
+		es = append(es, g.copyOf("tty"))
+	}
+	woken := make(chan struct{})
+	go func() {
+		defer close(woken)
+		if w, err := os.OpenFile(fifo, os.O_WRONLY, 0); err == nil {
+			_ = w.Close()
+		}
+	}()
+	for range 100 {
+		wantFailures(t, g.run(g.batch(1, es...)))
+	}
+	select {
+	case <-woken:
+		t.Error("the fifo had a reader")
+	default:
+	}
+	r, err := os.OpenFile(fifo, os.O_RDONLY, 0) // waits for the writer, if it has not come yet
+	must(t, err)
+	<-woken
+	must(t, r.Close())
 }
 
 // TestSwappingAFileForAFIFO does so in a loop while the file is copied.

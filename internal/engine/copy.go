@@ -122,16 +122,12 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 		return copied{}, err
 	}
 	defer sdir.Release()
-	src, err := fsys.OpenPath(sdir.FD, sname)
-	if err != nil {
-		return copied{}, sourceError("open source", t.e.Path, err)
-	}
-	defer func() { _ = fsys.Close(src) }()
 	var st unix.Stat_t
-	protected, err := fsys.FstatFlags(src, &st)
+	src, protected, err := r.openSource(t, sdir.FD, sname, &st)
 	if err != nil {
-		return copied{}, sourceError("stat source", t.e.Path, err)
+		return copied{}, err
 	}
+	defer func() { _ = fsys.Close(src.fd) }()
 	if protected && r.j.spec.WriteMeta {
 		t.lose(WarnFlags)
 	}
@@ -141,7 +137,7 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 			Hint: "it has become a directory since the scan"}
 	}
 	res := copied{changedScan: !agrees(t.e.Meta, &st)}
-	r.j.lookAtSize(t, src, &st)
+	r.j.lookAtSize(t, src.fd, &st)
 	// Bytes are those of the size, also where it says nothing of the contents: what is
 	// to be backed up was counted by it. A metadata-only line counts none, whichever way it
 	// is executed: control files leave them out of their totals, and a second attempt
@@ -164,11 +160,11 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 		return copied{}, errKept
 	case targetSame:
 		if r.j.spec.Verify == VerifyChecksum {
-			err = r.stays(t, dir, name, src, &st, &res)
+			err = r.stays(t, dir, name, src.fd, &st, &res)
 		}
 		return res, err
 	case metaInPlace:
-		done, err := r.inPlace(t, dir, name, src, &st)
+		done, err := r.inPlace(t, dir, name, src.fd, &st)
 		if done || err != nil {
 			res.verified = r.j.spec.Verify == VerifyChecksum
 			return res, err
@@ -177,9 +173,44 @@ func (r *run) copyOnce(t *target, dir *fsys.Dir, name string) (copied, error) {
 	if kind == unix.S_IFREG {
 		err = r.copyRegular(t, dir, name, src, &st, &res)
 	} else {
-		err = r.copySpecial(t, dir, name, src, &st, &res)
+		err = r.copySpecial(t, dir, name, src.fd, &st, &res)
 	}
 	return res, err
+}
+
+// source is an open object of the source.
+type source struct {
+	fd   int
+	data bool // a regular file, opened for reading; else a descriptor that only names the object
+}
+
+// openSource opens the source of t and fills st from it.
+//
+// Where it was scanned as a regular file, and is copied whatever its target is, it is
+// opened at once for reading, which saves two calls. Whatever it has become since then
+// is opened as well, before fstat can tell: what a device makes of that is its driver's,
+// and only who may make device nodes can have put one there. Nobody waits for anything,
+// nothing is read, and no link is followed. What proves to be no regular file is looked
+// at anew, as everything else is from the start: by a descriptor that only names it.
+func (r *run) openSource(t *target, dir int, name string, st *unix.Stat_t) (src source, protected bool, err error) {
+	if m := t.e.Meta; m != nil && fsys.Type(m.Mode) == unix.S_IFREG && r.alwaysCopies(t) {
+		if fd, err := r.openToRead(dir, name); err == nil {
+			protected, err := fsys.FstatFlags(fd, st)
+			if err == nil && fsys.Type(st.Mode) == unix.S_IFREG {
+				return source{fd: fd, data: true}, protected, nil
+			}
+			_ = fsys.Close(fd)
+		}
+	}
+	fd, err := fsys.OpenPath(dir, name)
+	if err != nil {
+		return src, false, sourceError("open source", t.e.Path, err)
+	}
+	if protected, err = fsys.FstatFlags(fd, st); err != nil {
+		_ = fsys.Close(fd)
+		return src, false, sourceError("stat source", t.e.Path, err)
+	}
+	return source{fd: fd}, protected, nil
 }
 
 // decision is what to do about a target.
@@ -202,11 +233,11 @@ const (
 // same. Such a target is written again, where its time tells that it is one; see
 // trusted for the rest.
 func (r *run) decide(t *target, dir *fsys.Dir, name string, src *unix.Stat_t) (decision, error) {
-	spec := &r.j.spec
-	meta := t.e.Mode == "mm" && spec.WriteMeta
-	if spec.Replace == ReplaceAlways && !meta {
+	if r.alwaysCopies(t) {
 		return copyFull, nil
 	}
+	spec := &r.j.spec
+	meta := t.e.Mode == "mm" && spec.WriteMeta
 	var dst unix.Stat_t
 	err := r.changing(dir, func() error { return fsys.Lstatat(dir.FD, name, &dst) })
 	if fsys.Errno(err) == unix.ENOENT {
@@ -256,6 +287,11 @@ func (r *run) decide(t *target, dir *fsys.Dir, name string, src *unix.Stat_t) (d
 		r.unexpected(t)
 	}
 	return copyFull, nil
+}
+
+// alwaysCopies reports whether t is copied whatever stands in its place.
+func (r *run) alwaysCopies(t *target) bool {
+	return r.j.spec.Replace == ReplaceAlways && (t.e.Mode != "mm" || !r.j.spec.WriteMeta)
 }
 
 // trusted reports whether another attempt at an entry would take the target of this
@@ -334,11 +370,11 @@ func (r *run) sameContents(t *target, src int, st *unix.Stat_t, dst int, have *u
 		return false, nil // a target that can't be read is replaced
 	}
 	defer func() { _ = fsys.Close(out) }()
-	buf, release, err := r.buffer(t)
+	buf, err := r.buffer(t)
 	if err != nil {
 		return false, err
 	}
-	defer release()
+	defer r.giveBack(buf)
 	same, err := fsys.SameData(in, out, st.Size, st.Blocks*512 < st.Size || have.Blocks*512 < have.Size, buf, r.check)
 	var data *fsys.DataError
 	switch {

@@ -76,18 +76,22 @@ func (r *run) makeDirs(path string) (*fsys.Dir, error) {
 	default:
 		return nil, opError("open destination directory", path, err)
 	}
+	missing := fsys.Errno(err) == unix.ENOENT
 	up, name := split(path)
 	parent, err := r.makeDirs(up)
 	if err != nil {
 		return nil, err
 	}
 	defer parent.Release()
-	fd, err := r.makeDir(parent, name, path)
+	fd, made, err := r.makeDir(parent, name, path, missing)
 	if err != nil {
 		return nil, err
 	}
 	if d, err = r.dst.Add(path, fd); err != nil {
 		return nil, opError("open destination directory", path, err)
+	}
+	if made {
+		d.SetSpelled() // it has no other spelling than the one that it was made with
 	}
 	return r.madeDir(d, path)
 }
@@ -103,21 +107,24 @@ func (r *run) holdForSync(d *fsys.Dir) error {
 	return nil
 }
 
-// makeDir opens the directory name in parent, making it if need be. Other
-// workers do the same at the same time, hence the rounds.
-func (r *run) makeDir(parent *fsys.Dir, name, path string) (int, error) {
-	var err error
+// makeDir opens the directory name in parent, making it if need be, and first of all if
+// it was seen to be missing. Other workers do the same at the same time, hence the
+// rounds. made says that this process made it.
+func (r *run) makeDir(parent *fsys.Dir, name, path string, missing bool) (fd int, made bool, err error) {
 	for range 8 {
-		var fd int
-		fd, err = fsys.OpenDirPath(parent.FD, name)
+		fd, err = -1, unix.ENOENT
+		if !missing {
+			fd, err = fsys.OpenDirPath(parent.FD, name)
+		}
+		missing = false
 		if err == nil {
-			return fd, nil
+			return fd, made, nil
 		}
 		op := "open destination directory"
 		switch fsys.Errno(err) {
 		case unix.ENOENT:
 			if err := r.check(); err != nil {
-				return -1, err
+				return -1, false, err
 			}
 			op = "make directory"
 			mode := uint32(0o700)
@@ -125,18 +132,19 @@ func (r *run) makeDir(parent *fsys.Dir, name, path string) (int, error) {
 				mode = defaultDirMode // nothing will finish it
 			}
 			err = r.changing(parent, func() error { return fsys.Mkdirat(parent.FD, name, mode) })
+			made = err == nil
 		case unix.ENOTDIR, unix.ELOOP:
 			if r.j.spec.Replace == ReplaceNever {
-				return -1, errKept
+				return -1, false, errKept
 			}
 			if err := r.check(); err != nil {
-				return -1, err
+				return -1, false, err
 			}
 			op = "remove what stands where a directory belongs"
 			var st unix.Stat_t
 			if fsys.Lstatat(parent.FD, name, &st) == nil {
 				if _, err := r.rival(path, parent, name, &st); err != nil && fsys.Errno(err) != unix.ENOENT {
-					return -1, err
+					return -1, false, err
 				}
 			}
 			err = r.changing(parent, func() error { return fsys.Unlinkat(parent.FD, name) })
@@ -148,13 +156,13 @@ func (r *run) makeDir(parent *fsys.Dir, name, path string) (int, error) {
 			continue
 		case unix.ENOENT:
 			if parent.Gone() {
-				return -1, errParentGone
+				return -1, false, errParentGone
 			}
 			continue
 		}
-		return -1, opError(op, path, err)
+		return -1, false, opError(op, path, err)
 	}
-	return -1, opError("make directory", path, err)
+	return -1, false, opError("make directory", path, err)
 }
 
 // changing calls f, which changes names in dir, and once more after adding the
@@ -184,6 +192,7 @@ func (r *run) openUp(dir *fsys.Dir, cause error) error {
 	if err := r.check(); err != nil {
 		return err
 	}
+	dir.ForgetGives() // a set-group-id bit may be lost
 	n := fsys.Node{FD: dir.FD, Path: true}
 	if n.Chmod(st.Mode&0o7777|0o700) != nil {
 		return cause // not the owner

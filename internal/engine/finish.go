@@ -41,13 +41,8 @@ func (r *run) finishDir(t *target, dir *fsys.Dir) error {
 	switch fsys.Errno(err) {
 	case 0:
 		defer sdir.Release()
-		src = &fsys.Node{FD: sdir.FD, Path: true}
-		st = new(unix.Stat_t)
-		protected, err := fsys.FstatFlags(sdir.FD, st)
-		if err != nil {
-			return sourceError("stat source", t.e.Path, err)
-		}
-		if protected && t.e.Op == entry.OpFinish {
+		src, st = &fsys.Node{FD: sdir.FD, Path: true}, &sdir.Stat
+		if sdir.Protected && t.e.Op == entry.OpFinish {
 			t.lose(WarnFlags)
 		}
 	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES:

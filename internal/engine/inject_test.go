@@ -73,6 +73,8 @@ type driven struct {
 	Spec  JobSpec
 	Batch *Batch
 	Named bool
+	// UmaskZero has the process be without a umask, as a worker is.
+	UmaskZero bool
 
 	Outcome *Outcome
 	Err     string
@@ -91,7 +93,10 @@ func drive(file string) error {
 	if err := json.Unmarshal(data, &d); err != nil {
 		return err
 	}
-	e, err := New(Config{})
+	if d.UmaskZero {
+		unix.Umask(0)
+	}
+	e, err := New(Config{UmaskZero: d.UmaskZero})
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,8 @@ type Job struct {
 	noAtimeNo atomic.Bool // O_NOATIME was refused: files of other owners
 	mounted   mountsHeld
 
-	sizes sync.Map // sizeTrust by st_dev of the source
+	sizesMu sync.Mutex
+	sizes   map[uint64]sizeTrust // by st_dev of the source; guarded by sizesMu
 
 	linkMu    sync.Mutex
 	links     map[uint64]fsys.LinkMethod // by st_dev of the destination directory; guarded by linkMu
@@ -102,7 +103,7 @@ func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
 	}
 	j := &Job{e: e, spec: spec, trim: trim, src: src, dst: dst,
 		inFlight: pace.New(pace.Config{Ceiling: limit}), memory: make(slots, memory),
-		links: map[uint64]fsys.LinkMethod{}, tried: map[uint64]bool{}, syncFDs: map[uint64]int{}}
+		sizes: map[uint64]sizeTrust{}, links: map[uint64]fsys.LinkMethod{}, tried: map[uint64]bool{}, syncFDs: map[uint64]int{}}
 	if err := j.holdForSync(dst.info.Dev, dst.fd); err != nil {
 		return nil, errors.Join(err, j.Close())
 	}

@@ -146,6 +146,18 @@ func (r *run) linkMember(t *target, leader *Entry, c *entry.Counts) error {
 	if err := r.clearTemps(dir, t.index); err != nil {
 		return err
 	}
+	if len(r.b.Predecessors) == 0 {
+		// Nothing has the name, most often, and then there is nothing to look at: the
+		// call replaces nothing, follows nothing and links no directory. Whatever else
+		// it says, a look tells why.
+		switch err := r.linkNew(from, lname, dir, name); {
+		case err == nil:
+			c.Links++
+			return nil
+		case stopsRun(err):
+			return opError("link", t.path, err)
+		}
+	}
 	for range 8 {
 		var want, have unix.Stat_t
 		if err := fsys.Lstatat(from.FD, lname, &want); err != nil {
@@ -241,7 +253,7 @@ func refusal(err error) error {
 // keeps may be the copy that a former attempt made for that reason; both must count
 // it alike. What does not look like the leader is no such copy.
 func (r *run) probeLink(t *target, from *fsys.Dir, lname string, dir *fsys.Dir, have, want *unix.Stat_t) (bool, error) {
-	if fsys.Type(have.Mode) != fsys.Type(want.Mode) || have.Size != want.Size || dir.Protected() {
+	if fsys.Type(have.Mode) != fsys.Type(want.Mode) || have.Size != want.Size || dir.Protected {
 		return false, nil
 	}
 	err := r.linkTempName(t, from, lname, dir)

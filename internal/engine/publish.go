@@ -60,7 +60,7 @@ func (r *run) publishNameless(t *target, dir *fsys.Dir, name string, f *newFile,
 			continue
 		case r.twin(f.fd, &st):
 			return nil
-		case dir.Protected():
+		case dir.Protected:
 			return r.linkOverProtected(t, dir, name, f)
 		}
 		return r.linkOver(t, dir, name, f)
@@ -113,11 +113,11 @@ func (r *run) linkOverProtected(t *target, dir *fsys.Dir, name string, f *newFil
 		return refused
 	}
 	defer func() { _ = fsys.Close(b) }()
-	buf, release, err := r.buffer(t)
+	buf, err := r.buffer(t)
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer r.giveBack(buf)
 	same, err := fsys.SameData(a, b, own.Size, own.Blocks*512 < own.Size || have.Blocks*512 < have.Size, buf, r.check)
 	switch {
 	case stopsRun(err):
@@ -134,7 +134,7 @@ func (r *run) linkOverProtected(t *target, dir *fsys.Dir, name string, f *newFil
 // not trusted: its contents may differ.
 func (r *run) twin(fd int, st *unix.Stat_t) bool {
 	var own unix.Statx_t
-	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &own)
+	err := fsys.Statx(fd, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &own)
 	if err != nil || own.Mask&unix.STATX_BTIME == 0 {
 		return false
 	}

@@ -30,11 +30,11 @@ func (r *run) readBack(t *target, fd int, size int64, want xxh3.Uint128) error {
 	if size == 0 {
 		return nil
 	}
-	buf, release, err := r.buffer(t)
+	buf, err := r.buffer(t)
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer r.giveBack(buf)
 	got, err := fsys.Sum(fd, size, have.Blocks*512 < have.Size, buf, r.check)
 	if data, ok := errors.AsType[*fsys.DataError](err); ok {
 		return opError("read back", t.path, data.Err)

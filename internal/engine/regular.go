@@ -23,23 +23,25 @@ type newFile struct {
 	mode   uint32 // what it was made with, before the umask
 }
 
-// copyRegular copies the regular file behind the O_PATH descriptor src. The
-// reader of the target sees the old file or the new one: the copy is nameless,
-// or under a temporary name, until it is complete.
-func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src int, st *unix.Stat_t, res *copied) error {
-	in, err := r.openData(src)
-	if err != nil {
-		return sourceError("open source", t.e.Path, err)
+// copyRegular copies the regular file src. The reader of the target sees the old
+// file or the new one: the copy is nameless, or under a temporary name, until it
+// is complete.
+func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src source, st *unix.Stat_t, res *copied) (err error) {
+	in := src.fd
+	if !src.data {
+		if in, err = r.openData(in); err != nil {
+			return sourceError("open source", t.e.Path, err)
+		}
+		defer func() { _ = fsys.Close(in) }()
 	}
-	defer func() { _ = fsys.Close(in) }()
 	var a attrs
 	if r.j.spec.WriteMeta {
 		if a, err = r.fileAttrs(t, st, fsys.Node{FD: in}); err != nil {
 			return err
 		}
 	}
-	f, err := r.create(t, dir, &a)
-	if err != nil {
+	f := &newFile{}
+	if err := r.create(t, dir, &a, f); err != nil {
 		return opError("create", t.path, err)
 	}
 	closed := false
@@ -72,7 +74,8 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src int, st *un
 	if r.j.spec.WriteMeta {
 		t.refused = false
 		n := fsys.Node{FD: f.fd}
-		o := applyOpts{fresh: true, aclLeft: dir.HasDefaultACL(), modeSet: r.j.e.cfg.UmaskZero && f.mode == a.mode&0o777}
+		o := applyOpts{fresh: true, aclLeft: r.inheritsACL(dir, n), modeSet: r.j.e.cfg.UmaskZero && f.mode == a.mode&0o777}
+		o.owned = f.temp == "" && r.madeFor(dir, f.fd, &a)
 		err := r.apply(t, n, &a, o)
 		if t.refused && f.temp == "" && r.j.tryNamed(dir.Dev) {
 			t.named = true
@@ -111,25 +114,42 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src int, st *un
 	return err
 }
 
+// readFlags open a regular file, and whatever else it may turn out to be, for
+// reading: no writer and no carrier is waited for, and no terminal becomes this
+// process's own.
+const readFlags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY
+
 // openData opens the regular file behind src for reading, without touching its
 // access time where that is permitted.
 func (r *run) openData(src int) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_NONBLOCK
 	if !r.j.noAtimeNo.Load() {
-		fd, err := r.j.e.proc.Reopen(src, flags|unix.O_NOATIME)
+		fd, err := r.j.e.proc.Reopen(src, readFlags|unix.O_NOATIME)
 		if fsys.Errno(err) != unix.EPERM {
 			return fd, err
 		}
 		r.j.noAtimeNo.Store(true) // files of other owners: don't ask again
 	}
-	return r.j.e.proc.Reopen(src, flags)
+	return r.j.e.proc.Reopen(src, readFlags)
 }
 
-// create makes the file that will become the target. With its final mode, if
+// openToRead is openData of the name in dir. A symbolic link gives an error.
+func (r *run) openToRead(dir int, name string) (int, error) {
+	const flags = readFlags | unix.O_NOFOLLOW
+	if !r.j.noAtimeNo.Load() {
+		fd, err := fsys.Openat(dir, name, flags|unix.O_NOATIME, 0)
+		if fsys.Errno(err) != unix.EPERM {
+			return fd, err
+		}
+		r.j.noAtimeNo.Store(true)
+	}
+	return fsys.Openat(dir, name, flags, 0)
+}
+
+// create makes f, the file that will become the target. With its final mode, if
 // nothing can open it before it is complete and nothing will change the mode:
 // that saves a call per file.
-func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
-	f := &newFile{mode: defaultFileMode, method: r.j.linkMethod(dir.Dev)}
+func (r *run) create(t *target, dir *fsys.Dir, a *attrs, f *newFile) error {
+	*f = newFile{mode: defaultFileMode, method: r.j.linkMethod(dir.Dev)}
 	access := unix.O_WRONLY
 	if r.j.spec.Verify == VerifyChecksum {
 		access = unix.O_RDWR // it is read back
@@ -148,11 +168,11 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 		switch fsys.Errno(err) {
 		case unix.ENOENT:
 			if dir.Gone() {
-				return nil, errParentGone
+				return errParentGone
 			}
 		case unix.EOPNOTSUPP, unix.EISDIR, unix.EINVAL, unix.ENOSYS:
 		default:
-			return f, err
+			return err
 		}
 		r.j.linkFailed(dir.Dev, fsys.LinkByProc) // NFS and old kernels: no nameless files at all
 		f.method = fsys.LinkNone
@@ -161,11 +181,11 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 		f.mode = 0o600 // it has a name that others may open
 	}
 	if err := r.mayRename(t, dir); err != nil {
-		return nil, err
+		return err
 	}
 	f.temp = r.tempName(r.b.Attempt, uint32(t.index))
 	if err := r.check(); err != nil {
-		return nil, err
+		return err
 	}
 	err := r.changing(dir, func() error {
 		return withTemp(dir, f.temp, func() (err error) {
@@ -174,9 +194,38 @@ func (r *run) create(t *target, dir *fsys.Dir, a *attrs) (*newFile, error) {
 		})
 	})
 	if fsys.Errno(err) == unix.ENOENT && dir.Gone() {
-		return nil, errParentGone
+		return errParentGone
 	}
-	return f, err
+	return err
+}
+
+// foreign reports whether somebody else may change, at any time, what new objects in dir
+// get from it: its owner may.
+func (r *run) foreign(dir *fsys.Dir) bool { return int64(dir.Stat.Uid) != int64(r.j.e.user.uid) }
+
+// inheritsACL reports whether n, which was just made in dir, may have got an ACL from it.
+func (r *run) inheritsACL(dir *fsys.Dir, n fsys.Node) bool {
+	return dir.HasDefaultACL() || r.foreign(dir) && !dir.NoACLs() && n.HasACL()
+}
+
+// madeFor reports whether the nameless file fd, which was made in dir, belongs to owner
+// and group of a already. The first file in a directory tells about the others, unless
+// somebody else may give the directory another group, or the bit that hands it on. What
+// is not known for sure is set.
+func (r *run) madeFor(dir *fsys.Dir, fd int, a *attrs) bool {
+	if r.foreign(dir) {
+		return false
+	}
+	o, known := dir.Gives()
+	if !known {
+		var st unix.Stat_t
+		if fsys.Fstat(fd, &st) != nil {
+			return false
+		}
+		o = fsys.Owner{UID: st.Uid, GID: st.Gid}
+		dir.SetGives(o)
+	}
+	return int64(o.UID) == int64(a.uid) && int64(o.GID) == int64(a.gid)
 }
 
 // copyData copies the contents, gives them to sum, which may be nil, and returns how
@@ -185,14 +234,14 @@ func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum
 	if st.Size == 0 && !t.toEnd {
 		return 0, nil
 	}
-	buf, release, err := r.buffer(t)
+	buf, err := r.buffer(t)
 	if err != nil {
 		return 0, err
 	}
-	defer release()
+	defer r.giveBack(buf)
 	// What changes is not cloned: how much a clone holds is the file system's to say.
 	c := fsys.Copier{Buf: buf, Clone: !t.take && !r.j.noClone.Load(), Range: !r.j.noRange.Load(),
-		Writeback: r.j.spec.Sync != SyncNone, Check: r.check, Hash: sum}
+		Writeback: r.j.spec.Sync != SyncNone, Check: r.ask, Hash: sum}
 	size := st.Size
 	if t.toEnd {
 		size, err = c.CopyToEnd(out, in)
@@ -206,23 +255,30 @@ func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum
 		r.j.noRange.Store(true)
 	}
 	res.holes, res.clone = c.Holes, c.Cloned
-	var data *fsys.DataError
 	switch {
 	case err == nil:
 		return size, nil
 	case errors.Is(err, fsys.ErrShort) && t.take:
 		return c.Short, r.takeShort(t, out, c.Short, res)
+	}
+	return 0, r.copyError(t, in, st, err)
+}
+
+// copyError is what an error of copying contents means.
+func (r *run) copyError(t *target, in int, st *unix.Stat_t, err error) error {
+	var data *fsys.DataError
+	switch {
 	case errors.Is(err, fsys.ErrShort):
 		if err := r.stillSame(t, in, st); err != nil {
-			return 0, err
+			return err
 		}
-		return 0, errShorter
+		return errShorter
 	case errors.As(err, &data) && data.Write:
-		return 0, opError("write", t.path, data.Err)
+		return opError("write", t.path, data.Err)
 	case errors.As(err, &data):
-		return 0, sourceError("read source", t.e.Path, data.Err)
+		return sourceError("read source", t.e.Path, data.Err)
 	}
-	return 0, err
+	return err
 }
 
 // takeShort takes a source that lost its end while it was read for the last time.
@@ -251,25 +307,28 @@ func (r *run) unchanged(t *target, in int, st *unix.Stat_t, res *copied) error {
 	return err
 }
 
-// buffer waits for a buffer within the limits of job and engine.
-func (r *run) buffer(t *target) (buf []byte, release func(), err error) {
+// buffer waits for a buffer within the limits of job and engine, to be given back.
+func (r *run) buffer(t *target) ([]byte, error) {
 	r.task.waits()
 	if err := r.j.memory.acquire(r.ctx); err != nil {
-		return nil, nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
+		return nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
 	}
-	buf, err = r.j.e.bufs.get(r.ctx)
+	buf, err := r.j.e.bufs.get(r.ctx)
 	if err != nil {
 		r.j.memory.release()
-		return nil, nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
+		return nil, &fault.Error{Kind: fault.Canceled, Op: "copy", Path: t.e.Path, Err: err}
 	}
 	r.task.took()
 	r.task.progress(r.j.e)
-	return buf, func() {
-		if r.task.gave() { // else another was made in its place while a call hung
-			r.j.e.bufs.put(buf)
-		}
-		r.j.memory.release()
-	}, nil
+	return buf, nil
+}
+
+// giveBack gives back what buffer returned.
+func (r *run) giveBack(buf []byte) {
+	if r.task.gave() { // else another was made in its place while a call hung
+		r.j.e.bufs.put(buf)
+	}
+	r.j.memory.release()
 }
 
 // stillSame reports errChanged if the source is not as it was before it was read.

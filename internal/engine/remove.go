@@ -30,6 +30,9 @@ func (r *run) remove(t *target, c *entry.Counts) error {
 		return opError("open destination directory", parent, err)
 	}
 	defer dir.Release()
+	if done, err := r.removeUnseen(t, dir, name, wantDir, c); done || err != nil {
+		return err
+	}
 	var st unix.Stat_t
 	err = r.changing(dir, func() error { return fsys.Lstatat(dir.FD, name, &st) })
 	switch {
@@ -71,9 +74,7 @@ func (r *run) remove(t *target, c *entry.Counts) error {
 		if err == nil && !kept {
 			countDeleted(c, true)
 		} else if err == nil {
-			c.Skipped++
-			c.DirsKept++
-			t.lose(WarnDirKept)
+			r.keepDir(t, c)
 		}
 		return err
 	case wantDir:
@@ -90,6 +91,49 @@ func (r *run) remove(t *target, c *entry.Counts) error {
 	}
 	countDeleted(c, wantDir)
 	return nil
+}
+
+// removeUnseen removes the target of a delete line without a look at it: the call that
+// removes is told what kind it may remove. It is not done where the source must be asked
+// and has the object, where the name may be another's, and where the kernel says anything
+// that a look explains better.
+func (r *run) removeUnseen(t *target, dir *fsys.Dir, name string, wantDir bool, c *entry.Counts) (done bool, err error) {
+	if folds, known := dir.Folds(); folds || !known && hasSpellings(name) {
+		return false, nil
+	}
+	if has, err := r.sourceHas(t.e.Path, wantDir); has || err != nil {
+		return false, nil //nolint:nilerr // it is asked again if there is a target at all
+	}
+	if err := r.check(); err != nil {
+		return false, err
+	}
+	if wantDir {
+		err = fsys.Rmdirat(dir.FD, name)
+	} else {
+		err = fsys.Unlinkat(dir.FD, name)
+	}
+	switch errno := fsys.Errno(err); {
+	case err == nil && wantDir:
+		r.dst.DropPath(t.path)
+	case err == nil:
+	case errno == unix.ENOENT:
+		r.unexpected(t)
+	case errno == unix.EISDIR && !wantDir, errno == unix.ENOTDIR && wantDir: // something else has the name
+	case errno == unix.ENOTEMPTY && wantDir && r.j.spec.DeleteEmpty:
+		r.keepDir(t, c)
+		return true, nil
+	default:
+		return false, nil
+	}
+	countDeleted(c, wantDir)
+	return true, nil
+}
+
+// keepDir counts a delete line whose directory stays.
+func (r *run) keepDir(t *target, c *entry.Counts) {
+	c.Skipped++
+	c.DirsKept++
+	t.lose(WarnDirKept)
 }
 
 // WarnDirKept is the warning's kind when a delete line's directory stays, since

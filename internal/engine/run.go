@@ -18,7 +18,9 @@ import (
 // run is one goroutine's part in the execution of a batch.
 type run struct {
 	*execution
-	task *task
+	task  *task
+	ask   func() error // check
+	place target       // of the entry that is under way
 }
 
 // execution is one execution of one batch.
@@ -149,7 +151,7 @@ func plan(entries []Entry, deleteEmpty bool) [3][]unit {
 			continue
 		}
 		dir, bytes, open = parent, size, len(second)
-		second = append(second, unit{i})
+		second = append(second, append(make(unit, 0, min(sliceEntries, len(entries)-i)), i))
 	}
 	if len(last) == 0 {
 		return [3][]unit{first, second}
@@ -177,6 +179,7 @@ func (x *execution) all(units []unit) {
 	}
 	work = func(t *task) {
 		r := &run{execution: x, task: t}
+		r.ask = r.check
 		for {
 			n := int(next.Add(1)) - 1
 			if n >= len(units) || r.ctx.Err() != nil {
@@ -327,7 +330,8 @@ func (r *run) once(i int, e *Entry, c *entry.Counts) error {
 }
 
 // prepare checks an entry and finds its place. A nil target without an error is
-// an entry that has none and has been counted as skipped.
+// an entry that has none and has been counted as skipped. The target is good until
+// the next one is prepared.
 func (r *run) prepare(i int, e *Entry, c *entry.Counts) (*target, error) {
 	if e.Op == entry.OpRejected {
 		kind := fault.Kind(e.Kind)
@@ -353,7 +357,8 @@ func (r *run) prepare(i int, e *Entry, c *entry.Counts) (*target, error) {
 		return nil, &fault.Error{Kind: fault.Invalid, Op: "trim", Path: e.Path,
 			Err: errors.New("path is not below the trim prefix " + quote(r.j.trim))}
 	}
-	return &target{index: i, e: e, path: dst}, nil
+	r.place = target{index: i, e: e, path: dst}
+	return &r.place, nil
 }
 
 // target is an entry with its place in the destination.

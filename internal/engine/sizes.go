@@ -59,14 +59,18 @@ func (j *Job) lookAtSize(t *target, src int, st *unix.Stat_t) {
 	if fsys.Type(st.Mode) != unix.S_IFREG {
 		return
 	}
-	trust, known := j.sizes.Load(st.Dev)
+	j.sizesMu.Lock()
+	trust, known := j.sizes[st.Dev]
+	j.sizesMu.Unlock()
 	if !known {
 		var sf unix.Statfs_t
 		if unix.Fstatfs(src, &sf) != nil {
 			return
 		}
 		trust = sizeTrustOf(uint32(sf.Type))
-		j.sizes.Store(st.Dev, trust)
+		j.sizesMu.Lock()
+		j.sizes[st.Dev] = trust
+		j.sizesMu.Unlock()
 	}
 	t.madeUp = trust == sizeNone
 	t.toEnd = t.madeUp || trust == sizeMost && st.Size == 0

@@ -80,7 +80,7 @@ func (r *run) specialAttrs(t *target, dir *fsys.Dir, temp string, src int, st *u
 	if err != nil {
 		return err
 	}
-	return r.apply(t, n, &a, applyOpts{fresh: true, aclLeft: kind != unix.S_IFLNK && dir.HasDefaultACL(), symlink: kind == unix.S_IFLNK})
+	return r.apply(t, n, &a, applyOpts{fresh: true, aclLeft: kind != unix.S_IFLNK && r.inheritsACL(dir, n), symlink: kind == unix.S_IFLNK})
 }
 
 func kindName(kind uint32) string {

@@ -84,6 +84,16 @@ func looksLike(a, b string) bool {
 	return lower(a) == lower(b)
 }
 
+// hasSpellings reports whether a name may have another that differs in case.
+func hasSpellings(name string) bool {
+	for i := range len(name) {
+		if c := name[i] | 0x20; c >= 'a' && c <= 'z' || c >= utf8.RuneSelf {
+			return true
+		}
+	}
+	return false
+}
+
 // folds reports whether the directory takes other spellings of a name for the name.
 // The name exists in it. What has no letters tells nothing, and has no other spelling.
 func (r *run) folds(dir *fsys.Dir, name string) (bool, error) {
@@ -336,11 +346,7 @@ func (r *run) checkSpelling(d *fsys.Dir, path string, get func(string) (*fsys.Di
 		return "", err
 	}
 	defer parent.Release()
-	var st unix.Stat_t
-	if err := fsys.Fstat(d.FD, &st); err != nil {
-		return "", opError("stat destination directory", path, err)
-	}
-	other, err = r.otherSpelling(parent, name, &st)
+	other, err = r.otherSpelling(parent, name, &d.Stat)
 	if fsys.Errno(err) == unix.ENOENT {
 		return "", errParentGone
 	}

@@ -11,9 +11,9 @@ import (
 	"github.com/fsbackup/fsbackup/internal/fault"
 )
 
-// tempAlphabet is lower case only: the names must differ also on a file system
+// tempEncoding is lower case only: the names must differ also on a file system
 // that ignores case.
-const tempAlphabet = "0123456789abcdefghijklmnopqrstuv"
+var tempEncoding = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
 
 // tempName returns the temporary name that an attempt at this batch uses for
 // the entry with the given index. It is a function of job, phase, shard,
@@ -28,13 +28,13 @@ func (r *run) tempName(a AttemptID, index uint32) string {
 	b = binary.LittleEndian.AppendUint32(b, a.Delivery)
 	b = binary.LittleEndian.AppendUint32(b, index)
 	sum := xxh3.Hash128(b).Bytes()
-	return ".fsb-" + base32.NewEncoding(tempAlphabet).WithPadding(base32.NoPadding).EncodeToString(sum[:])
+	return string(tempEncoding.AppendEncode(append(b[:0], ".fsb-"...), sum[:]))
 }
 
 // mayRename reports why no temporary name may be made in dir: it could never be taken
 // away again.
 func (r *run) mayRename(t *target, dir *fsys.Dir) error {
-	if !dir.Protected() {
+	if !dir.Protected {
 		return nil
 	}
 	return &fault.Error{Kind: fault.Denied, Op: "replace", Path: t.path, Err: unix.EPERM,

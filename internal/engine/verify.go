@@ -284,11 +284,11 @@ func (r *run) compareData(t *target, d *differs, src int, st *unix.Stat_t, dst i
 		return opError("open target", t.path, err)
 	}
 	defer func() { _ = fsys.Close(out) }()
-	buf, release, err := r.buffer(t)
+	buf, err := r.buffer(t)
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer r.giveBack(buf)
 	fsys.Forget(out)
 	at, same, err := fsys.FirstDifference(in, out, size, sparse, buf, r.check)
 	if err != nil {

@@ -171,11 +171,11 @@ func (r *run) listExtra(t *target, sdir, dir *fsys.Dir) (*extra, error) {
 		return nil, opError("list", t.path, err)
 	}
 	defer func() { _ = fsys.Close(fd) }()
-	buf, release, err := r.buffer(t)
+	buf, err := r.buffer(t)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer r.giveBack(buf)
 	x := &extra{}
 	n := 0
 	err = fsys.EachName(fd, buf, func(name string) error {

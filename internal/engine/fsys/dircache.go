@@ -14,19 +14,47 @@ type Dir struct {
 	Path string // beneath the root
 	Dev  uint64
 
+	// Stat is of when it was opened.
+	Stat unix.Stat_t
+	// Protected says that it was immutable or append-only then (chattr +i, +a): names in
+	// it can neither be removed nor renamed.
+	Protected bool
+
 	cache *DirCache
 	refs  int           // guarded by cache.mu; the cache itself holds one
 	elem  *list.Element // guarded by cache.mu; nil once dropped
 
 	aclOnce    sync.Once
 	defaultACL bool
-
-	flagsOnce sync.Once
-	protected bool
+	noACLs     bool // the file system has none
 
 	folds   atomic.Int32 // 0 = not known yet, 1 = no, 2 = yes
 	spelled atomic.Bool
+	gives   atomic.Pointer[Owner] // nil = not known yet
 }
+
+// Owner is to whom an object belongs.
+type Owner struct{ UID, GID uint32 }
+
+// nobodys stands for what is not to be asked for any more; no object has these ids.
+var nobodys = &Owner{^uint32(0), ^uint32(0)}
+
+// Gives returns what SetGives noted: to whom belongs what is made in the directory.
+func (d *Dir) Gives() (o Owner, known bool) {
+	if p := d.gives.Load(); p != nil {
+		return *p, true
+	}
+	return Owner{}, false
+}
+
+// SetGives notes to whom something belongs that was just made in the directory: a group
+// may be the directory's, by its set-group-id bit or by an option of its mount, and a
+// file server or a mount may give all to somebody else.
+func (d *Dir) SetGives(o Owner) { d.gives.CompareAndSwap(nil, &o) }
+
+// ForgetGives is called before the directory's mode is changed: from then on it is known
+// to give what it makes to nobody.
+func (d *Dir) ForgetGives() { d.gives.Store(nobodys) }
 
 // Folds returns what SetFolds noted: whether the directory takes names for the same that
 // differ in case.
@@ -51,25 +79,21 @@ func (d *Dir) Spelled() bool { return d.spelled.Load() }
 // SetSpelled notes that Path is right to the letter.
 func (d *Dir) SetSpelled() { d.spelled.Store(true) }
 
-// Protected reports whether the directory is immutable or append-only (chattr +i, +a):
-// names in it can then neither be removed nor renamed. The answer is taken once per Dir.
-func (d *Dir) Protected() bool {
-	d.flagsOnce.Do(func() {
-		var st unix.Stat_t
-		protected, err := FstatFlags(d.FD, &st)
-		d.protected = err == nil && protected
-	})
-	return d.protected
-}
-
 // HasDefaultACL reports whether new objects in the directory inherit an ACL.
-// The answer is taken once per Dir.
+// The answer is taken once per Dir: its owner may change that at any time.
 func (d *Dir) HasDefaultACL() bool {
 	d.aclOnce.Do(func() {
 		n, err := unix.Getxattr(ProcPath(d.FD), XattrDefaultACL, nil)
 		d.defaultACL = err == nil && n > 0
+		d.noACLs = Errno(err) == unix.EOPNOTSUPP
 	})
 	return d.defaultACL
+}
+
+// NoACLs reports whether the directory's file system has no ACLs.
+func (d *Dir) NoACLs() bool {
+	_ = d.HasDefaultACL()
+	return d.noACLs
 }
 
 // Gone reports whether the directory has been removed since it was opened.
@@ -130,11 +154,13 @@ func (c *DirCache) lookup(path string) *Dir {
 // returns it with a reference. If the path is there already the descriptor is
 // closed and the present one returned.
 func (c *DirCache) Add(path string, fd int) (*Dir, error) {
-	var st unix.Stat_t
-	if err := Fstat(fd, &st); err != nil {
+	d := &Dir{FD: fd, Path: path, cache: c, refs: 2}
+	var err error
+	if d.Protected, err = FstatFlags(fd, &d.Stat); err != nil {
 		_ = Close(fd)
 		return nil, err
 	}
+	d.Dev = d.Stat.Dev
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if d := c.m[path]; d != nil {
@@ -142,7 +168,6 @@ func (c *DirCache) Add(path string, fd int) (*Dir, error) {
 		d.refs++
 		return d, nil
 	}
-	d := &Dir{FD: fd, Path: path, Dev: st.Dev, cache: c, refs: 2}
 	d.elem = c.lru.PushFront(d)
 	c.m[path] = d
 	for len(c.m) > c.max {

@@ -2,6 +2,7 @@ package fsys
 
 import (
 	"bytes"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -81,24 +82,70 @@ func (n Node) Getxattr(name string) ([]byte, error) {
 	})
 }
 
+// HasACL reports whether the object has an access ACL, or may have one.
+func (n Node) HasACL() bool {
+	err := retry(func() error {
+		if n.Path {
+			_, err := unix.Getxattr(ProcPath(n.FD), XattrAccessACL, nil)
+			return err //nolint:wrapcheck // bare errnos by contract
+		}
+		return hasXattr(n.FD, XattrAccessACL)
+	})
+	return Errno(err) != unix.ENODATA && Errno(err) != unix.EOPNOTSUPP
+}
+
+// hasXattr gives ENODATA if the open file fd has no attribute of that name.
+func hasXattr(fd int, name string) error {
+	var buf nameBuf
+	p, err := buf.end(name)
+	if err != nil {
+		return err
+	}
+	_, _, errno := unix.Syscall6(unix.SYS_FGETXATTR, uintptr(fd), uintptr(unsafe.Pointer(p)), 0, 0, 0, 0)
+	if errno != 0 {
+		return errno //nolint:wrapcheck // bare errnos by contract
+	}
+	return nil
+}
+
 // Listxattr returns the names of all extended attributes that the caller may see.
 func (n Node) Listxattr() ([]string, error) {
-	raw, err := readGrowing(256, func(buf []byte) (int, error) {
-		if n.Path {
-			return unix.Listxattr(ProcPath(n.FD), buf)
-		}
-		return unix.Flistxattr(n.FD, buf)
+	var few [256]byte // most objects have none
+	size := 0
+	err := retry(func() (err error) {
+		size, err = n.list(few[:])
+		return err
 	})
-	if err != nil || len(raw) == 0 {
+	var raw []byte
+	switch Errno(err) {
+	case 0:
+		raw = few[:size]
+	case unix.ERANGE:
+		if raw, err = readGrowing(1<<16, n.list); err != nil {
+			return nil, err
+		}
+	default:
 		return nil, err
 	}
 	var names []string
-	for name := range bytes.SplitSeq(raw, []byte{0}) {
-		if len(name) > 0 {
-			names = append(names, string(name))
+	for len(raw) > 0 { // without an iterator, to which few would have to be on the heap
+		end := bytes.IndexByte(raw, 0)
+		if end < 0 {
+			end = len(raw)
 		}
+		if end > 0 {
+			names = append(names, string(raw[:end]))
+		}
+		raw = raw[min(end+1, len(raw)):]
 	}
 	return names, nil
+}
+
+func (n Node) list(buf []byte) (int, error) {
+	if n.Path {
+		return unix.Listxattr(ProcPath(n.FD), buf) //nolint:wrapcheck // bare errnos by contract
+	}
+	return unix.Flistxattr(n.FD, buf) //nolint:wrapcheck // bare errnos by contract
 }
 
 // readGrowing calls f with larger buffers until its answer fits. 64 KiB is the

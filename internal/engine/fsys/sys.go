@@ -10,6 +10,7 @@ package fsys
 
 import (
 	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -42,12 +43,80 @@ func retry(f func() error) error {
 	}
 }
 
+// nameBuf has room for a name of the longest that file systems of Linux have, and its end.
+type nameBuf [256]byte
+
+// end puts name into b, with the NUL that the kernel wants at its end; what is longer
+// goes to the heap. The functions of the unix package put each name there.
+func (b *nameBuf) end(name string) (*byte, error) {
+	if len(name) >= len(b) {
+		return unix.BytePtrFromString(name) //nolint:wrapcheck // bare errnos by contract
+	}
+	if strings.IndexByte(name, 0) >= 0 {
+		return nil, unix.EINVAL
+	}
+	copy(b[:], name)
+	b[len(name)] = 0
+	return &b[0], nil
+}
+
 // Openat opens name beneath dirfd with O_CLOEXEC added.
 func Openat(dirfd int, name string, flags int, mode uint32) (int, error) {
+	var buf nameBuf
+	p, err := buf.end(name)
+	if err != nil {
+		return -1, err
+	}
 	for {
-		fd, err := unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, mode)
-		if Errno(err) != unix.EINTR {
-			return fd, err //nolint:wrapcheck // bare errnos by contract
+		fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(dirfd), uintptr(unsafe.Pointer(p)), uintptr(flags|unix.O_CLOEXEC|unix.O_LARGEFILE), uintptr(mode), 0, 0)
+		switch errno {
+		case 0:
+			return int(fd), nil
+		case unix.EINTR:
+		default:
+			return -1, errno //nolint:wrapcheck // bare errnos by contract
+		}
+	}
+}
+
+// byName is a system call of one name beneath a directory.
+func byName(call uintptr, dir int, name string, a, b uintptr) error {
+	var buf nameBuf
+	p, err := buf.end(name)
+	if err != nil {
+		return err
+	}
+	for {
+		_, _, errno := unix.Syscall6(call, uintptr(dir), uintptr(unsafe.Pointer(p)), a, b, 0, 0)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno //nolint:wrapcheck // bare errnos by contract
+		}
+	}
+}
+
+// linkat is byName of the one call with two names.
+func linkat(oldDir int, oldName string, newDir int, newName string, flags int) error {
+	var oldBuf, newBuf nameBuf
+	from, err := oldBuf.end(oldName)
+	if err != nil {
+		return err
+	}
+	to, err := newBuf.end(newName)
+	if err != nil {
+		return err
+	}
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_LINKAT, uintptr(oldDir), uintptr(unsafe.Pointer(from)), uintptr(newDir), uintptr(unsafe.Pointer(to)), uintptr(flags), 0)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno //nolint:wrapcheck // bare errnos by contract
 		}
 	}
 }
@@ -82,7 +151,7 @@ func Fstat(fd int, st *unix.Stat_t) error {
 func FstatFlags(fd int, st *unix.Stat_t) (protected bool, err error) {
 	const mask = unix.STATX_BASIC_STATS
 	var x unix.Statx_t
-	err = retry(func() error { return unix.Statx(fd, "", unix.AT_EMPTY_PATH, mask, &x) })
+	err = Statx(fd, mask, &x)
 	if errno := Errno(err); errno == unix.ENOSYS || errno == unix.EPERM || err == nil && x.Mask&mask != mask {
 		return false, Fstat(fd, st) // old kernels, and filters of system calls that don't know it
 	}
@@ -97,6 +166,23 @@ func FstatFlags(fd int, st *unix.Stat_t) (protected bool, err error) {
 	setTo(&st.Nlink, x.Nlink)
 	setTo(&st.Blksize, x.Blksize)
 	return x.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0, nil
+}
+
+// noName is the name of what a descriptor alone leads to.
+var noName byte
+
+// Statx fills x from fd, which may be an O_PATH descriptor.
+func Statx(fd, mask int, x *unix.Statx_t) error {
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&noName)), unix.AT_EMPTY_PATH, uintptr(mask), uintptr(unsafe.Pointer(x)), 0)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno //nolint:wrapcheck // bare errnos by contract
+		}
+	}
 }
 
 func statxTime(t unix.StatxTimestamp) (ts unix.Timespec) {
@@ -114,22 +200,22 @@ func Lstatat(dirfd int, name string, st *unix.Stat_t) error {
 
 // Mkdirat makes the directory name.
 func Mkdirat(dirfd int, name string, mode uint32) error {
-	return retry(func() error { return unix.Mkdirat(dirfd, name, mode) })
+	return byName(unix.SYS_MKDIRAT, dirfd, name, uintptr(mode), 0)
 }
 
 // Unlinkat removes the non-directory name.
 func Unlinkat(dirfd int, name string) error {
-	return retry(func() error { return unix.Unlinkat(dirfd, name, 0) })
+	return byName(unix.SYS_UNLINKAT, dirfd, name, 0, 0)
 }
 
 // Rmdirat removes the empty directory name.
 func Rmdirat(dirfd int, name string) error {
-	return retry(func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) })
+	return byName(unix.SYS_UNLINKAT, dirfd, name, unix.AT_REMOVEDIR, 0)
 }
 
 // Linkat gives the object oldName, never followed, the further name newName.
 func Linkat(oldDir int, oldName string, newDir int, newName string) error {
-	return retry(func() error { return unix.Linkat(oldDir, oldName, newDir, newName, 0) })
+	return linkat(oldDir, oldName, newDir, newName, 0)
 }
 
 // Renameat renames within or between directories and replaces a target.
@@ -220,9 +306,7 @@ func (p *Proc) Reopen(fd, flags int) (int, error) {
 
 // LinkFD gives the nameless file fd the name name in dirfd.
 func (p *Proc) LinkFD(fd, dirfd int, name string) error {
-	return retry(func() error {
-		return unix.Linkat(p.fd, strconv.Itoa(fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
-	})
+	return linkat(p.fd, strconv.Itoa(fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
 }
 
 // Close closes the descriptor.
@@ -231,7 +315,7 @@ func (p *Proc) Close() error { return Close(p.fd) }
 // LinkEmpty is LinkFD without /proc. Before Linux 6.10 it needs
 // CAP_DAC_READ_SEARCH and gives ENOENT without it.
 func LinkEmpty(fd, dirfd int, name string) error {
-	return retry(func() error { return unix.Linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH) })
+	return linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH)
 }
 
 // Type returns the file-type bits of a mode.
