@@ -47,7 +47,7 @@ type Job struct {
 
 	linkMu    sync.Mutex
 	links     map[uint64]fsys.LinkMethod // by st_dev of the destination directory; guarded by linkMu
-	tried     map[uint64]bool            // st_dev on which a named file was tried in place of a nameless one; guarded by linkMu
+	nameless  map[uint64]bool            // st_dev on which a name is no help where metadata is refused; guarded by linkMu
 	syncMu    sync.Mutex
 	syncFDs   map[uint64]int // st_dev -> descriptor for syncfs; guarded by syncMu
 	closeOnce sync.Once
@@ -103,7 +103,7 @@ func (e *Engine) OpenJob(spec JobSpec) (*Job, error) {
 	}
 	j := &Job{e: e, spec: spec, trim: trim, src: src, dst: dst,
 		inFlight: pace.New(pace.Config{Ceiling: limit}), memory: make(slots, memory),
-		sizes: map[uint64]sizeTrust{}, links: map[uint64]fsys.LinkMethod{}, tried: map[uint64]bool{}, syncFDs: map[uint64]int{}}
+		sizes: map[uint64]sizeTrust{}, links: map[uint64]fsys.LinkMethod{}, nameless: map[uint64]bool{}, syncFDs: map[uint64]int{}}
 	if err := j.holdForSync(dst.info.Dev, dst.fd); err != nil {
 		return nil, errors.Join(err, j.Close())
 	}
@@ -421,12 +421,18 @@ func (j *Job) linkFailed(dev uint64, method fsys.LinkMethod) fsys.LinkMethod {
 	return next
 }
 
-// tryNamed reports, once for each dev, that a file whose metadata was refused while it
-// had no name is to be made again under a temporary one.
+// tryNamed reports whether a file on dev whose metadata was refused while it had no name
+// is to be made again under a temporary one. It is, until that has been of no help: many
+// may have begun before the first of them is refused.
 func (j *Job) tryNamed(dev uint64) bool {
 	j.linkMu.Lock()
 	defer j.linkMu.Unlock()
-	first := !j.tried[dev]
-	j.tried[dev] = true
-	return first
+	return !j.nameless[dev]
+}
+
+// namedRefused notes that the same was refused to a file that had a name.
+func (j *Job) namedRefused(dev uint64) {
+	j.linkMu.Lock()
+	defer j.linkMu.Unlock()
+	j.nameless[dev] = true
 }

@@ -81,6 +81,9 @@ func (r *run) copyRegular(t *target, dir *fsys.Dir, name string, src source, st 
 			t.named = true
 			return errNoLink
 		}
+		if t.named && t.refused {
+			r.j.namedRefused(dir.Dev)
+		}
 		if err != nil {
 			return err
 		}
