@@ -115,7 +115,7 @@ type failures struct {
 // say what the destination has there.
 func sortFailed(dir string, failed iter.Seq2[Failed, error]) (*failures, error) {
 	runs := newRunSet(dir, "failed", 0)
-	buf := &sortBuffer{runs: runs, limit: commitMemory}
+	buf := &sortBuffer{runs: runs, limit: fixed(commitMemory)}
 	if failed != nil {
 		var key []byte
 		for f, err := range failed {

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -116,7 +115,7 @@ type Config struct {
 	// parents. Such a scan has no state file and compares with none.
 	Paths []string
 
-	Workers     int    // directories read at once; 0 = twice the processors
+	Workers     int    // most directories read at once; 0 = 64
 	MaxEntries  int    // lines of a control file; 0 = 100,000
 	MaxBytes    int    // bytes of a control file; 0 = 8 MiB
 	MemoryLimit int64  // bytes for sorting and pending directories; 0 = 128 MiB
@@ -373,9 +372,6 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.clock == nil {
 		c.clock = time.Now
-	}
-	if c.Workers == 0 {
-		c.Workers = 2 * runtime.GOMAXPROCS(0)
 	}
 	if c.MemoryLimit == 0 {
 		c.MemoryLimit = defaultMemory

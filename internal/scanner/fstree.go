@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +41,7 @@ type fsTree struct {
 	pseudo    pseudos
 	noOpenat2 atomic.Bool // the kernel lacks it: walk the components
 	readers   sync.Pool   // of *fsDirReader, for their buffers
+	looks     *looks
 }
 
 // statMask is what is asked of the kernel for each entry.
@@ -69,7 +72,7 @@ func openFSTree(source string, oneFileSystem bool) (*fsTree, error) {
 	return &fsTree{
 		rootID: devIno{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino},
 		root:   f, rootDev: unix.Mkdev(st.Dev_major, st.Dev_minor), rootMount: st.Mnt_id,
-		oneFileSystem: oneFileSystem, skip: map[devIno]bool{},
+		oneFileSystem: oneFileSystem, skip: map[devIno]bool{}, looks: newLooks(),
 	}, nil
 }
 
@@ -125,7 +128,7 @@ func (t *fsTree) Open(dir string) (*Record, DirReader, error) {
 	rec := recordOf(&st)
 	r, ok := t.readers.Get().(*fsDirReader)
 	if !ok {
-		r = &fsDirReader{pool: &t.readers, buf: make([]byte, 64<<10)}
+		r = &fsDirReader{pool: &t.readers, looks: t.looks, buf: make([]byte, 64<<10)}
 	}
 	r.fd, r.light, r.since = fd, t.light, t.since
 	if dir != "" && t.skip[devIno{rec.Dev, rec.Ino}] {
@@ -281,14 +284,28 @@ func sysError(op, path string, err error) error {
 
 // fsDirReader reads a directory by its descriptor.
 type fsDirReader struct {
-	fd    int
+	looker
 	buf   []byte
 	found []Found
+	names []dirName // of what is found and is no directory
+	looks *looks
+	pool  *sync.Pool
+}
+
+// dirName is a name in the buffer of a directory's reader.
+type dirName struct {
+	raw *byte // it ends with a NUL
+	at  int   // in found
+	typ byte  // DT_UNKNOWN where the file system does not say
+}
+
+// looker looks at the entries of a directory, for one goroutine.
+type looker struct {
+	fd    int
 	attrs attrReader
 	light bool // see fsTree
 	since Time
 	stat  unix.Statx_t
-	pool  *sync.Pool
 }
 
 // Close implements DirReader. The reader must not be used any more: another
@@ -321,7 +338,7 @@ func (r *fsDirReader) Next(keep func(name string, isDir bool) bool) ([]Found, er
 	if n <= 0 {
 		return nil, io.EOF
 	}
-	r.found = r.found[:0]
+	r.found, r.names = r.found[:0], r.names[:0]
 	for b := r.buf[:n]; len(b) > 0; {
 		// struct linux_dirent64: ino u64, off i64, reclen u16, type u8, name.
 		size := int(binary.NativeEndian.Uint16(b[16:]))
@@ -334,60 +351,147 @@ func (r *fsDirReader) Next(keep func(name string, isDir bool) bool) ([]Found, er
 				break
 			}
 		}
-		if s := string(name); s != "." && s != ".." {
-			r.one(s, &name[0], typ, keep)
+		s := string(name)
+		if s == "." || s == ".." || typ != unix.DT_UNKNOWN && !keep(s, typ == unix.DT_DIR) {
+			continue
 		}
+		if typ != unix.DT_DIR {
+			r.names = append(r.names, dirName{&name[0], len(r.found), typ})
+		}
+		r.found = append(r.found, Found{Name: s, IsDir: typ == unix.DT_DIR})
 	}
-	return r.found, nil
+	r.looks.all(&r.looker, r.names, r.found)
+	return r.known(keep), nil
 }
 
-// one adds an entry to what was found.
-func (r *fsDirReader) one(name string, raw *byte, typ byte, keep func(string, bool) bool) {
-	if typ != unix.DT_UNKNOWN && !keep(name, typ == unix.DT_DIR) {
-		return
+// known leaves out what the file system told no type of, and what is not to be kept.
+func (r *fsDirReader) known(keep func(name string, isDir bool) bool) []Found {
+	gone := 0
+	for _, n := range r.names {
+		if f := &r.found[n.at]; n.typ == unix.DT_UNKNOWN && !keep(f.Name, f.IsDir) {
+			f.Name = ""
+			gone++
+		}
 	}
-	if typ == unix.DT_DIR {
-		r.found = append(r.found, Found{Name: name, IsDir: true})
-		return
+	if gone == 0 {
+		return r.found
 	}
-	st := &r.stat
-	err := statxName(r.fd, raw, st)
-	isDir := err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
-	if typ == unix.DT_UNKNOWN && !keep(name, isDir) {
-		return
-	}
-	r.found = append(r.found, Found{Name: name, IsDir: isDir})
-	f := &r.found[len(r.found)-1]
+	return slices.DeleteFunc(r.found, func(f Found) bool { return f.Name == "" })
+}
+
+// look looks at one entry.
+func (l *looker) look(n dirName, f *Found) {
+	err := statxName(l.fd, n.raw, &l.stat)
 	switch {
 	case err != nil:
 		f.Err = fmt.Errorf("stat: %w", err)
-	case !isDir:
-		fillRecord(&f.Rec, st)
-		f.Err = r.detail(name, &f.Rec)
+	case l.stat.Mode&unix.S_IFMT == unix.S_IFDIR:
+		f.IsDir = true
+	default:
+		fillRecord(&f.Rec, &l.stat)
+		f.Err = l.detail(f.Name, &f.Rec)
 	}
+}
+
+// looks is how entries of one tree are looked at: one after the other where that takes
+// microseconds, and many at once where each waits for an answer.
+type looks struct {
+	takes atomic.Int64 // how long one took of late, nanoseconds
+	free  chan struct{}
+}
+
+const (
+	// mostLooks bounds the entries of a tree that are looked at beside one another.
+	mostLooks = 256
+	// lookTime is what a look takes of a processor's time. As many are worthwhile at
+	// once as fit into the time that one takes.
+	lookTime = 25 * time.Microsecond
+	// lookBatch is how many are timed together.
+	lookBatch = 8
+)
+
+func newLooks() *looks { return &looks{free: make(chan struct{}, mostLooks)} }
+
+// all looks at all of a directory's names.
+func (x *looks) all(l *looker, names []dirName, found []Found) {
+	for len(names) > 0 {
+		batch := names[:min(lookBatch, len(names))]
+		if at := min(int(time.Duration(x.takes.Load())/lookTime), len(names)); at > 1 {
+			x.beside(at, l, names, found)
+			return
+		}
+		began := time.Now()
+		for _, n := range batch {
+			l.look(n, &found[n.at])
+		}
+		x.took(time.Since(began) / time.Duration(len(batch)))
+		names = names[len(batch):]
+	}
+}
+
+// took notes how long a look has taken.
+func (x *looks) took(d time.Duration) {
+	old := x.takes.Load()
+	x.takes.Store((3*old + int64(d)) / 4)
+}
+
+// beside looks at names from several goroutines, and from its own.
+func (x *looks) beside(at int, l *looker, names []dirName, found []Found) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	work := func(l *looker) {
+		began := time.Now()
+		n := 0
+		for ; ; n++ {
+			i := int(next.Add(1)) - 1
+			if i >= len(names) {
+				break
+			}
+			l.look(names[i], &found[names[i].at])
+		}
+		if n > 0 {
+			x.took(time.Since(began) / time.Duration(n))
+		}
+	}
+	for range at - 1 {
+		select {
+		case x.free <- struct{}{}:
+		default:
+			at = 0
+		}
+		if at == 0 {
+			break // others of the tree have them
+		}
+		wg.Go(func() {
+			defer func() { <-x.free }()
+			work(&looker{fd: l.fd, light: l.light, since: l.since})
+		})
+	}
+	work(l)
+	wg.Wait()
 }
 
 // detail adds what a stat does not say: attributes, the target of a symlink,
 // and where a sparse file has data.
-func (r *fsDirReader) detail(name string, rec *Record) error {
-	later := rec.Nlink == 1 && rec.Ctime.before(r.since)
+func (l *looker) detail(name string, rec *Record) error {
+	later := rec.Nlink == 1 && rec.Ctime.before(l.since)
 	switch {
-	case r.light:
+	case l.light:
 	case later:
 		rec.Flags |= markLater
 	default:
-		r.attrs.readAt(r.fd, name, rec)
+		l.attrs.readAt(l.fd, name, rec)
 	}
 	switch rec.Mode & modeFormat {
 	case modeSymlink:
-		target, err := readlink(r.fd, name)
+		target, err := readlink(l.fd, name)
 		if err != nil {
 			return fmt.Errorf("read symlink: %w", err)
 		}
 		rec.Symlink = target
 	case modeRegular:
-		if rec.Blocks*512 < rec.Size && !r.light && !later {
-			rec.Sparse = extents(r.fd, name, rec.Size)
+		if rec.Blocks*512 < rec.Size && !l.light && !later {
+			rec.Sparse = extents(l.fd, name, rec.Size)
 		}
 	}
 	return nil

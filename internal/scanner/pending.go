@@ -76,6 +76,13 @@ func (p *pending) pop() (dir string, ok bool, err error) {
 	}
 }
 
+// waiting reports whether there are directories that nobody reads yet.
+func (p *pending) waiting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.stack) > 0 || len(p.parts) > 0
+}
+
 // done ends the reading of a directory that pop returned.
 func (p *pending) done() {
 	p.mu.Lock()

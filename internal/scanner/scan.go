@@ -218,7 +218,7 @@ func (s *scan) newJoiner(e *emitter) *joiner {
 	j := &joiner{
 		e: e, filter: s.walker.filter, skip: s.walker.skip, all: s.cfg.Suspects == nil && (!s.cfg.Incremental || s.cfg.Committed == "" && s.dest == nil),
 		src: s.fs, settled: true, dest: s.dest, lacking: map[string]*Lacking{},
-		way:            &wayOut{lines: &sortBuffer{runs: newRunSet(s.layout.spill, "ways", s.cfg.fanIn), limit: int(s.cfg.MemoryLimit / 16)}},
+		way:            &wayOut{lines: &sortBuffer{runs: newRunSet(s.layout.spill, "ways", s.cfg.fanIn), limit: fixed(int(s.cfg.MemoryLimit / 16))}},
 		deleteExcluded: s.cfg.DeleteExcluded,
 		// A modification time alone counts only if it is of now: it can be set to
 		// any time to come, and would be dirty until then.
@@ -235,9 +235,9 @@ func (s *scan) newJoiner(e *emitter) *joiner {
 // had to wait for links.
 func (s *scan) writeControl(ctx context.Context, e *emitter, j *joiner) error {
 	linkRuns, dirRuns := newRunSet(s.layout.spill, "links", s.cfg.fanIn), newRunSet(s.layout.spill, "dirs", s.cfg.fanIn)
-	e.links = &sortBuffer{runs: linkRuns, limit: int(s.cfg.MemoryLimit / 4)}
+	e.links = &sortBuffer{runs: linkRuns, limit: fixed(int(s.cfg.MemoryLimit / 4))}
 	if !j.all {
-		e.linkDirs = &sortBuffer{runs: dirRuns, limit: int(s.cfg.MemoryLimit / 8)}
+		e.linkDirs = &sortBuffer{runs: dirRuns, limit: fixed(int(s.cfg.MemoryLimit / 8))}
 	}
 	buffers := s.walker.buffers
 	s.walker.buffers = nil // the merger frees each as it is used up

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"slices"
+	"sync/atomic"
 )
 
 const (
@@ -18,12 +19,19 @@ const (
 // run. Not safe for concurrent use.
 type sortBuffer struct {
 	runs   *runSet
-	limit  int // bytes of pairs and index
+	limit  *atomic.Int64 // bytes of pairs and index; it may shrink
 	blocks [][]byte
 	used   int      // blocks with content
 	size   int      // bytes of content
 	index  []uint64 // block<<32 | offset
 	groups []int    // where in the index each group ends; see group
+}
+
+// fixed returns a limit that stays.
+func fixed(n int) *atomic.Int64 {
+	var limit atomic.Int64
+	limit.Store(int64(n))
+	return &limit
 }
 
 // group says that all pairs which were added since the last call come after one
@@ -47,14 +55,15 @@ func (s *sortBuffer) grouped() int {
 // add takes a pair; both are copied.
 func (s *sortBuffer) add(key, value []byte) error {
 	need := len(key) + len(value) + 2*binary.MaxVarintLen32
-	if s.size+need+len(s.index)*indexCost > s.limit && len(s.index) > 0 {
+	limit := int(s.limit.Load())
+	if s.size+need+len(s.index)*indexCost > limit && len(s.index) > 0 {
 		if err := s.spill(); err != nil {
 			return err
 		}
 	}
 	if s.used == 0 || len(s.blocks[s.used-1])+need > cap(s.blocks[s.used-1]) {
 		if s.used == len(s.blocks) {
-			s.blocks = append(s.blocks, make([]byte, 0, max(min(blockSize, s.limit), need)))
+			s.blocks = append(s.blocks, make([]byte, 0, max(min(blockSize, limit), need)))
 		} else if cap(s.blocks[s.used]) < need {
 			s.blocks[s.used] = make([]byte, 0, need)
 		}
@@ -143,6 +152,9 @@ func (s *sortBuffer) spill() error {
 	}
 	if err := s.runs.finish(w); err != nil {
 		return err
+	}
+	if most := int(s.limit.Load())/blockSize + 1; len(s.blocks) > most { // it has shrunk
+		s.blocks = slices.Delete(s.blocks, most, len(s.blocks))
 	}
 	for i := range s.blocks {
 		s.blocks[i] = s.blocks[i][:0]

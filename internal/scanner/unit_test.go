@@ -182,7 +182,7 @@ func TestSortingYieldsEachPairOnceInOrder(t *testing.T) {
 		var want []string
 		n := rapid.IntRange(0, 300).Draw(t, "pairs")
 		for i := range 3 {
-			b := &sortBuffer{runs: runs, limit: limit}
+			b := &sortBuffer{runs: runs, limit: fixed(limit)}
 			buffers = append(buffers, b)
 			for k := i; k < n; k += 3 {
 				key := fmt.Sprintf("%08x", uint32(k)*2654435761)
@@ -442,7 +442,7 @@ func TestGroupsAreSortedAsAllIs(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(dir) //nolint:errcheck // temporary
-		grouped, plain := &sortBuffer{runs: newRunSet(dir, "g", 0), limit: limit}, &sortBuffer{runs: newRunSet(dir, "p", 0), limit: limit}
+		grouped, plain := &sortBuffer{runs: newRunSet(dir, "g", 0), limit: fixed(limit)}, &sortBuffer{runs: newRunSet(dir, "p", 0), limit: fixed(limit)}
 		dirs := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"", "a", "b", "a/x", "a/y", "ab", "a/x/z", "b/a", "\x01", "a/\xff"}), 1, 10, func(s string) string { return s }).Draw(t, "dirs")
 		add := func(r *Record) {
 			for _, b := range []*sortBuffer{grouped, plain} {

@@ -1,16 +1,19 @@
 package scanner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"io/fs"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fsbackup/fsbackup/internal/controlfile"
 	"github.com/fsbackup/fsbackup/internal/fault"
+	"github.com/fsbackup/fsbackup/internal/pace"
 )
 
 // walker reads a tree with several workers, each with its own sort buffer.
@@ -22,14 +25,23 @@ type walker struct {
 	hide     func(path string) bool // entries that are as if they were not there; nil = none
 	pending  *pending
 	problems *problems
-	marks    bool // earlier scans may know what is left out for its size or time
-	buffers  []*sortBuffer
+	marks    bool       // earlier scans may know what is left out for its size or time
+	pace     *pace.Pace // directories read at once
+
+	memory  int64        // bytes of all buffers together
+	limit   atomic.Int64 // bytes of one
+	mu      sync.Mutex
+	runs    *runSet
+	buffers []*sortBuffer // one for each worker; guarded by mu while they run
 
 	dirs, files, bytes, vanished, mountPoints atomic.Uint64
 	excluded, keptAway                        atomic.Uint64 // by pattern, by path
 }
 
-// newWalker divides memory between the workers.
+// mostWorkers is how many directories are read at once where that is worthwhile.
+const mostWorkers = 64
+
+// newWalker returns a walker, whose workers divide memory between them.
 func newWalker(tree Tree, f *filter, c *Config, l layout, p *problems) (*walker, *runSet) {
 	runs := newRunSet(l.spill, "entries", c.fanIn)
 	w := &walker{
@@ -40,9 +52,8 @@ func newWalker(tree Tree, f *filter, c *Config, l layout, p *problems) (*walker,
 	if c.Destination != "" {
 		share = 4
 	}
-	for range c.Workers {
-		w.buffers = append(w.buffers, &sortBuffer{runs: runs, limit: int(c.MemoryLimit / share / int64(c.Workers))})
-	}
+	w.memory, w.runs = c.MemoryLimit/share, runs
+	w.pace = pace.New(pace.Config{Ceiling: cmp.Or(c.Workers, mostWorkers)})
 	return w, runs
 }
 
@@ -54,19 +65,44 @@ func (w *walker) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, w.pending.stop)
 	defer stop()
-	for _, b := range w.buffers {
+	var start func()
+	start = func() {
+		buf, ok := w.buffer()
+		if !ok {
+			return
+		}
 		g.Go(func() error {
-			if err := w.work(ctx, b); err != nil {
+			if err := w.work(ctx, buf, start); err != nil {
 				w.pending.stop()
 				return err
 			}
 			return nil
 		})
 	}
+	for range w.pace.Limit() {
+		start()
+	}
 	return errors.Join(g.Wait(), w.pending.close())
 }
 
-func (w *walker) work(ctx context.Context, buf *sortBuffer) error {
+// buffer returns the buffer of one more worker, unless there are as many as may work at
+// once and one that waits.
+func (w *walker) buffer() (*sortBuffer, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := len(w.buffers)
+	if n > w.pace.Limit() || n == w.pace.Ceiling() {
+		return nil, false
+	}
+	buf := &sortBuffer{runs: w.runs, limit: &w.limit}
+	w.buffers = append(w.buffers, buf)
+	w.limit.Store(w.memory / int64(n+1))
+	return buf, true
+}
+
+// work reads directories. It calls more, which may start a further worker, while there
+// are some that wait.
+func (w *walker) work(ctx context.Context, buf *sortBuffer, more func()) error {
 	var key, value []byte // scratch
 	var current string    // the directory that is read
 	var others []Record   // of what is below it: each is a group of its own in the sort
@@ -88,7 +124,16 @@ func (w *walker) work(ctx context.Context, buf *sortBuffer) error {
 			return ctx.Err()
 		}
 		current, others = dir, others[:0]
+		if w.pending.waiting() {
+			more()
+		}
+		if err := w.pace.Acquire(ctx); err != nil {
+			w.pending.done()
+			return err
+		}
+		before := len(buf.index)
 		err = w.dir(ctx, dir, add)
+		w.pace.Release(int64(max(1, len(buf.index)-before)))
 		buf.group()
 		for i := range others {
 			current = others[i].Dir
