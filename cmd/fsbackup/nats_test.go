@@ -444,12 +444,13 @@ func TestAJobThatIsRefusedLeavesNothingPending(t *testing.T) {
 	treetest.Same(t, p.src, p.dst)
 }
 
-// TestACoordinatorThatCannotReadTheControlFiles gets them uploaded.
+// TestACoordinatorThatCannotReadTheControlFiles gets them uploaded, by names of any bytes.
 func TestACoordinatorThatCannotReadTheControlFiles(t *testing.T) {
 	if !treetest.Root() {
 		t.Skip("needs root, whose files the coordinator cannot read")
 	}
 	p := newPair(t)
+	p.src, p.dst, p.state = p.src+"\xb1\xb8", p.dst+"\xb7\xdd", p.state+"\xff"
 	treetest.Random(t, p.src, 12, 800)
 	treetest.Nasty(t, filepath.Join(p.src, "nasty"))
 	store := t.TempDir()
