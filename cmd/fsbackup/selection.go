@@ -25,7 +25,7 @@ type scanFlags struct {
 	NewerThan         moment   `help:"Leave out what is no directory and was modified before: 2026-01-31, 2026-01-31T15:04:05Z, or 7d, 12h ago." placeholder:"TIME|DURATION" group:"scan"`
 	OneFileSystem     bool     `short:"x" help:"Do not enter directories on other file systems." group:"scan"`
 	PseudoFilesystems bool     `help:"Enter proc, sysfs and other pseudo file systems below the source too." group:"scan"`
-	ScanWorkers       int      `help:"Directories read at once; 0 = twice the processors." default:"0" placeholder:"N" group:"scan"`
+	ScanWorkers       int      `help:"Most directories read at once; how many are is found out. 0 = 64." default:"0" placeholder:"N" group:"scan"`
 	ScanMemory        size     `help:"Memory of the scan's sorting." default:"128MiB" placeholder:"SIZE" group:"scan"`
 	AllowEmpty        bool     `help:"Go on although the source is empty." group:"scan"`
 	FileEntries       int      `help:"Entries of a control file." default:"100000" placeholder:"N" group:"scan"`

@@ -37,10 +37,10 @@ func (c workersCmd) Run(a *app) error {
 // printWorkers prints a table, and beneath it what hangs.
 func printWorkers(out io.Writer, r protocol.WorkersReply) error {
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, "WORKER\tSTATE\tPOOL\tHOST\tRUNNING\tDONE\tMEMORY\tUID\tCAN\tROOTS")
+	fmt.Fprintln(w, "WORKER\tSTATE\tPOOL\tHOST\tRUNNING\tTHREADS\tDONE\tMEMORY\tUID\tCAN\tROOTS")
 	for _, v := range r.Workers {
 		uid, can := abilities(v.Abilities)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d\t%s\t%s\t%s\t%v\n", v.Name, v.State, v.Pool, v.Host, len(v.Running), v.Slots, v.Done, bytesText(uint64(v.RSS)), uid, can, v.Allow)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d\t%d\t%s\t%s\t%s\t%v\n", v.Name, v.State, v.Pool, v.Host, len(v.Running), v.Slots, v.Threads, v.Done, bytesText(uint64(v.RSS)), uid, can, v.Allow)
 	}
 	if err := w.Flush(); err != nil {
 		return err //nolint:wrapcheck // the writer names itself

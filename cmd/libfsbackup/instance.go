@@ -91,7 +91,7 @@ func newInstance(l *library, source, destination, meta string, phase int, writeM
 		// As in the reference: the caller orders its instances itself, and entries
 		// that fail are figures.
 		AllowOverlap: true, MaxFailures: -1,
-		Threads: defaultThreads(), Memory: defaultMemory,
+		Threads: defaultThreads, Memory: defaultMemory,
 	}
 	if spec.Meta == "" {
 		spec.Meta = "/"

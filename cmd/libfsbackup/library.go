@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"time"
 
@@ -33,8 +32,8 @@ const (
 	defaultMemory = 64 << 20
 )
 
-// defaultThreads are the entries in flight of an instance that did not ask.
-func defaultThreads() int { return max(4, 2*runtime.NumCPU()) }
+// defaultThreads are the most entries in flight of an instance that did not ask.
+const defaultThreads = 256
 
 // library is what a process holds: its instances, and what runs their jobs.
 type library struct {

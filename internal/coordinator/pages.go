@@ -111,7 +111,7 @@ func (c *Coordinator) Workers(_ context.Context, q protocol.WorkersRequest) (pro
 func workerView(w state.Worker) protocol.WorkerView {
 	v := protocol.WorkerView{
 		Name: w.Name, Pool: w.Beat.Pool, Host: w.Beat.Host, Version: w.Beat.Version, Slots: w.Beat.Slots,
-		Running: w.Beat.Running, Allow: w.Beat.Allow, LastSeen: w.LastSeen, State: "live", Done: w.Beat.Done, RSS: w.Beat.RSS, Unfit: w.Beat.Unfit, Hung: w.Beat.Hung,
+		Running: w.Beat.Running, Allow: w.Beat.Allow, LastSeen: w.LastSeen, State: "live", Done: w.Beat.Done, RSS: w.Beat.RSS, Threads: w.Beat.Threads, Unfit: w.Beat.Unfit, Hung: w.Beat.Hung,
 		Abilities: w.Beat.Abilities,
 	}
 	switch {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fsbackup/fsbackup/internal/entry"
+	"github.com/fsbackup/fsbackup/internal/pace"
 )
 
 // Operation is something that the engine is doing on file systems.
@@ -48,6 +49,22 @@ func (e *Engine) Hung(patience time.Duration) []Operation {
 	return out
 }
 
+// Threads returns how many entries the jobs that are being executed have found
+// worthwhile to have under way, together. Safe for concurrent use.
+func (e *Engine) Threads() int {
+	e.busyMu.Lock()
+	defer e.busyMu.Unlock()
+	n := 0
+	counted := map[*pace.Pace]bool{}
+	for g := range e.busy {
+		if g.pace != nil && !counted[g.pace] {
+			counted[g.pace] = true
+			n += g.pace.Limit()
+		}
+	}
+	return n
+}
+
 // idle reports whether the engine does nothing on file systems.
 func (e *Engine) idle() bool {
 	e.busyMu.Lock()
@@ -59,7 +76,8 @@ func (e *Engine) idle() bool {
 type crew struct {
 	job      string
 	patience int    // times as long as usual
-	tasks    []task // one each
+	tasks    []task     // one each
+	pace     *pace.Pace // of the job, where they execute entries
 }
 
 // slowly is how many times longer a sync, which writes what many entries left,
@@ -67,8 +85,8 @@ type crew struct {
 const slowly = 4
 
 // crew notes n tasks of a job until the function that it returns is called.
-func (e *Engine) crew(job string, n, patience int) (*crew, func()) {
-	g := &crew{job: job, patience: patience, tasks: make([]task, n)}
+func (e *Engine) crew(job string, n, patience int, p *pace.Pace) (*crew, func()) {
+	g := &crew{job: job, patience: patience, tasks: make([]task, n), pace: p}
 	e.busyMu.Lock()
 	e.busy[g] = struct{}{}
 	e.busyMu.Unlock()
@@ -82,7 +100,7 @@ func (e *Engine) crew(job string, n, patience int) (*crew, func()) {
 // alone notes an operation on a root as a whole until the function that it
 // returns is called.
 func (e *Engine) alone(job, doing, path string, patience int) (done func()) {
-	g, done := e.crew(job, 1, patience)
+	g, done := e.crew(job, 1, patience, nil)
 	g.tasks[0].begin(e, doing, path, false)
 	return done
 }

@@ -167,7 +167,7 @@ func (x *execution) all(units []unit) {
 		return
 	}
 	most := min(x.j.inFlight.Ceiling(), len(units))
-	crew, done := x.j.e.crew(x.j.spec.ID, most, 1)
+	crew, done := x.j.e.crew(x.j.spec.ID, most, 1, x.j.inFlight)
 	defer done()
 	var wg sync.WaitGroup
 	var started, next atomic.Int64

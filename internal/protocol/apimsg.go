@@ -69,6 +69,7 @@ type WorkerView struct {
 	State    string           `json:"state"` // live, drained, lost, left
 	Done     uint64           `json:"done"`
 	RSS      int64            `json:"rss_bytes"`
+	Threads  int              `json:"threads,omitempty"` // entries at once that its jobs have found worthwhile; 0 = it does nothing
 	Unfit    map[JobID]string `json:"unfit,omitempty"`
 	Hung     []HungOp         `json:"hung,omitempty"` // file operations that show no progress
 	// Abilities are what it may do with file systems; nil = it does not say.

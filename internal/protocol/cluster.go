@@ -45,6 +45,7 @@ type Heartbeat struct {
 	Abilities *Abilities `json:"abilities,omitempty"`
 	Done      uint64     `json:"done"` // shards answered since its start
 	RSS       int64      `json:"rss"`
+	Threads   int        `json:"threads,omitempty"` // entries at once that its jobs have found worthwhile
 }
 
 // Abilities are what a worker may do with file systems. All workers of a job have the

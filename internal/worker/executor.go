@@ -17,6 +17,8 @@ type executor interface {
 	// Hung returns the operations without progress for the given time, the oldest
 	// first, and gives their places to others.
 	Hung(patience time.Duration) []engine.Operation
+	// Threads returns how many entries at once are found worthwhile just now.
+	Threads() int
 }
 
 // roots are the two roots of a job. No call may be under way when Close is called.
@@ -47,5 +49,7 @@ func (x engineExecutor) Open(spec engine.JobSpec) (roots, error) {
 }
 
 func (x engineExecutor) Hung(patience time.Duration) []engine.Operation { return x.e.Hung(patience) }
+
+func (x engineExecutor) Threads() int { return x.e.Threads() }
 
 func (x engineExecutor) Abilities() engine.Abilities { return engine.ProcessAbilities() }

@@ -200,7 +200,7 @@ func (m *member) report(hung []protocol.HungOp) protocol.Heartbeat {
 	h := protocol.Heartbeat{
 		Wire: protocol.WireMajor, Worker: m.cfg.Name, Instance: m.instance, Process: m.process, Replaces: m.replaces, Pool: m.cfg.Pool, Slots: m.cfg.Slots,
 		Allow: m.cfg.Allow, Version: m.cfg.Version, Host: m.cfg.Host, Drained: m.draining, Leaving: m.leaving, Done: m.done,
-		RSS: residentBytes(), Hung: hung, Unsent: maps.Clone(m.unsent), Ended: slices.Clone(m.ended), Missing: m.missing,
+		RSS: residentBytes(), Threads: m.exec.Threads(), Hung: hung, Unsent: maps.Clone(m.unsent), Ended: slices.Clone(m.ended), Missing: m.missing,
 		Abilities: m.cfg.Abilities,
 	}
 	busy := map[protocol.JobID]bool{}
