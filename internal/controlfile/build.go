@@ -1,7 +1,6 @@
 package controlfile
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -47,10 +46,12 @@ func (r *Reader) build(e *Entry, c *columns) {
 
 // unescape turns the names of a coded file into what they are.
 func (c *columns) unescape() error {
-	var errs [2]error
-	c.dir, errs[0] = Unescape(c.dir)
-	c.name, errs[1] = Unescape(c.name)
-	return cmp.Or(errs[0], errs[1])
+	var err error
+	if c.dir, err = Unescape(c.dir); err != nil {
+		return err
+	}
+	c.name, err = Unescape(c.name)
+	return err
 }
 
 func (r *Reader) buildDir(e *Entry, c *columns) error {

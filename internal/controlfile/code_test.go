@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -180,12 +181,7 @@ func h(r *controlfile.Reader) *controlfile.Header { h := r.Header(); return &h }
 
 // wanted reports whether a parent's line was written for its own sake.
 func wanted(want []string, e controlfile.Entry) bool {
-	for _, w := range want {
-		if w == e.Dir+"|" {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(want, e.Dir+"|")
 }
 
 // lax holds what another reader found against what is in the file.

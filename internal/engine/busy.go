@@ -75,7 +75,7 @@ func (e *Engine) idle() bool {
 // crew is what the goroutines of one execution are doing.
 type crew struct {
 	job      string
-	patience int    // times as long as usual
+	patience int        // times as long as usual
 	tasks    []task     // one each
 	pace     *pace.Pace // of the job, where they execute entries
 }
