@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -36,28 +37,34 @@ import (
 var version string
 
 type config struct {
-	Store      string           `help:"Directory for job files and, without --nats, for the embedded NATS server." default:"fsbackup-store" env:"FSBACKUP_STORE" placeholder:"DIR" type:"path"`
-	NATSListen string           `name:"nats-listen" help:"Address of the embedded NATS server; default: ${listen}." env:"FSBACKUP_NATS_LISTEN" placeholder:"HOST:PORT"`
-	NATS       string           `name:"nats" help:"URL of an external NATS; without it one is embedded." env:"FSBACKUP_NATS_URL,FSBACKUP_NATS" placeholder:"URL"`
-	User       string           `name:"nats-user" help:"User that the embedded NATS server asks for." env:"FSBACKUP_NATS_USER"`
-	Password   string           `name:"nats-password" help:"Its password." env:"FSBACKUP_NATS_PASSWORD"`
-	Creds      string           `help:"NATS credentials file." env:"FSBACKUP_NATS_CREDS" placeholder:"FILE" type:"path"`
-	CA         string           `name:"tls-ca" help:"CA certificates (PEM) to trust for TLS." env:"FSBACKUP_TLS_CA" placeholder:"FILE" type:"path"`
-	Cert       string           `name:"tls-cert" help:"Client certificate (PEM)." env:"FSBACKUP_TLS_CERT" placeholder:"FILE" type:"path"`
-	Key        string           `name:"tls-key" help:"Key of the client certificate (PEM)." env:"FSBACKUP_TLS_KEY" placeholder:"FILE" type:"path"`
-	Replicas   int              `help:"Replicas of streams on an external NATS cluster: 1, 3 or 5." default:"1" env:"FSBACKUP_REPLICAS"`
-	QueueBytes int64            `name:"queue-bytes" help:"Bound of the queue of shards in bytes; a tenth of it is kept free." default:"268435456" env:"FSBACKUP_QUEUE_BYTES" placeholder:"N"`
-	HTTP       string           `name:"http" help:"Address of the HTTP API and of /metrics; empty: none." env:"FSBACKUP_HTTP" placeholder:"HOST:PORT"`
-	Name       string           `help:"Name of this coordinator; default: host name." default:"${host}" env:"FSBACKUP_NAME"`
-	Keep       time.Duration    `help:"How long ended jobs are kept, with their results and failures." default:"720h" env:"FSBACKUP_KEEP"`
-	KeepJobs   int              `help:"How many ended jobs are kept; the oldest go first." default:"10000" env:"FSBACKUP_KEEP_JOBS" placeholder:"N"`
-	Heartbeat  time.Duration    `help:"Pause between workers' heartbeats." default:"3s" env:"FSBACKUP_HEARTBEAT" group:"timing"`
-	Lease      time.Duration    `help:"Lease of a worker; shorter than the ack wait." default:"20s" env:"FSBACKUP_LEASE" group:"timing"`
-	AckWait    time.Duration    `help:"After how long a silent worker's shard is delivered again." default:"30s" env:"FSBACKUP_ACK_WAIT" group:"timing"`
-	Leader     time.Duration    `name:"leader-lease" help:"Lease of a leading coordinator." default:"12s" env:"FSBACKUP_LEADER_LEASE" group:"timing"`
-	LogLevel   string           `help:"Log level: debug, info, warn, error." default:"info" env:"FSBACKUP_LOG_LEVEL" enum:"debug,info,warn,error"`
-	LogFormat  string           `help:"Log format: text, json." default:"text" env:"FSBACKUP_LOG_FORMAT" enum:"text,json"`
-	Version    kong.VersionFlag `help:"Show the version."`
+	Store         string           `help:"Directory for job files and, without --nats, for the embedded NATS server." default:"fsbackup-store" env:"FSBACKUP_STORE" placeholder:"DIR" type:"path"`
+	NATSListen    string           `name:"nats-listen" help:"Address of the embedded NATS server; default: ${listen}." env:"FSBACKUP_NATS_LISTEN" placeholder:"HOST:PORT"`
+	NATS          string           `name:"nats" help:"URL of an external NATS; without it one is embedded." env:"FSBACKUP_NATS_URL,FSBACKUP_NATS" placeholder:"URL"`
+	User          string           `name:"nats-user" help:"User that the embedded NATS server asks for." env:"FSBACKUP_NATS_USER"`
+	Password      string           `name:"nats-password" help:"Its password." env:"FSBACKUP_NATS_PASSWORD"`
+	Creds         string           `help:"NATS credentials file." env:"FSBACKUP_NATS_CREDS" placeholder:"FILE" type:"path"`
+	NKey          string           `name:"nkey" help:"File with the seed of an nkey, to log in to NATS with." env:"FSBACKUP_NATS_NKEY" placeholder:"FILE" type:"path"`
+	CA            string           `name:"tls-ca" help:"CA certificates (PEM) to trust for TLS." env:"FSBACKUP_TLS_CA" placeholder:"FILE" type:"path"`
+	Cert          string           `name:"tls-cert" help:"Client certificate (PEM)." env:"FSBACKUP_TLS_CERT" placeholder:"FILE" type:"path"`
+	Key           string           `name:"tls-key" help:"Key of the client certificate (PEM)." env:"FSBACKUP_TLS_KEY" placeholder:"FILE" type:"path"`
+	Replicas      int              `help:"Replicas of streams on an external NATS cluster: 1, 3 or 5." default:"1" env:"FSBACKUP_REPLICAS"`
+	QueueBytes    int64            `name:"queue-bytes" help:"Bound of the queue of shards in bytes; a tenth of it is kept free." default:"268435456" env:"FSBACKUP_QUEUE_BYTES" placeholder:"N"`
+	HTTP          string           `name:"http" help:"Address of the HTTP API and of /metrics; empty: none." env:"FSBACKUP_HTTP" placeholder:"HOST:PORT"`
+	HTTPToken     string           `name:"http-token-file" help:"File with the bearer token of those who may use the HTTP API ($$FSBACKUP_HTTP_TOKEN: the token itself). Beyond this host one is asked for always: without this option it is made in the store." env:"FSBACKUP_HTTP_TOKEN_FILE" placeholder:"FILE" type:"path"`
+	HTTPReadToken string           `name:"http-read-token-file" help:"The same for those who may only look, such as Prometheus ($$FSBACKUP_HTTP_READ_TOKEN)." env:"FSBACKUP_HTTP_READ_TOKEN_FILE" placeholder:"FILE" type:"path"`
+	HTTPNames     []string         `name:"http-name" help:"Further name of this host, in URLs of the HTTP API; repeat for more." env:"FSBACKUP_HTTP_NAMES" placeholder:"NAME"`
+	HTTPCert      string           `name:"http-cert" help:"Certificate (PEM) for the HTTP API to speak TLS." env:"FSBACKUP_HTTP_CERT" placeholder:"FILE" type:"path"`
+	HTTPKey       string           `name:"http-key" help:"Key of that certificate (PEM)." env:"FSBACKUP_HTTP_KEY" placeholder:"FILE" type:"path"`
+	Name          string           `help:"Name of this coordinator; default: host name." default:"${host}" env:"FSBACKUP_NAME"`
+	Keep          time.Duration    `help:"How long ended jobs are kept, with their results and failures." default:"720h" env:"FSBACKUP_KEEP"`
+	KeepJobs      int              `help:"How many ended jobs are kept; the oldest go first." default:"10000" env:"FSBACKUP_KEEP_JOBS" placeholder:"N"`
+	Heartbeat     time.Duration    `help:"Pause between workers' heartbeats." default:"3s" env:"FSBACKUP_HEARTBEAT" group:"timing"`
+	Lease         time.Duration    `help:"Lease of a worker; shorter than the ack wait." default:"20s" env:"FSBACKUP_LEASE" group:"timing"`
+	AckWait       time.Duration    `help:"After how long a silent worker's shard is delivered again." default:"30s" env:"FSBACKUP_ACK_WAIT" group:"timing"`
+	Leader        time.Duration    `name:"leader-lease" help:"Lease of a leading coordinator." default:"12s" env:"FSBACKUP_LEADER_LEASE" group:"timing"`
+	LogLevel      string           `help:"Log level: debug, info, warn, error." default:"info" env:"FSBACKUP_LOG_LEVEL" enum:"debug,info,warn,error"`
+	LogFormat     string           `help:"Log format: text, json." default:"text" env:"FSBACKUP_LOG_FORMAT" enum:"text,json"`
+	Version       kong.VersionFlag `help:"Show the version."`
 }
 
 // defaultListen is where an embedded NATS server listens unless it is told.
@@ -87,6 +94,9 @@ func (c *config) Validate() error {
 	}
 	if c.NATS != "" && c.NATSListen != "" {
 		bad("--nats (FSBACKUP_NATS_URL) names an external NATS, --nats-listen (FSBACKUP_NATS_LISTEN) asks for an embedded one: give one of them")
+	}
+	if (c.HTTPCert == "") != (c.HTTPKey == "") {
+		bad("--http-cert and --http-key belong together: give both")
 	}
 	if err := protocol.CheckToken("--name", c.Name); err != nil {
 		errs = append(errs, err)
@@ -161,7 +171,7 @@ func serve(ctx context.Context, cfg config, getenv func(string) string, stderr i
 	g.Add(run.SignalHandler(ctx, os.Interrupt, syscall.SIGTERM))
 	g.Add(func() error { return s.run(ctx) }, func(err error) { cancel(err) })
 	if cfg.HTTP != "" {
-		if err := s.addHTTP(ctx, &g); err != nil {
+		if err := s.addHTTP(ctx, &g, getenv); err != nil {
 			return err
 		}
 	}
@@ -319,7 +329,7 @@ func (s *server) prepare(ctx context.Context, cfg coordinator.Config) (*coordina
 // connect connects to NATS, external or embedded: then the server is returned too.
 func connect(ctx context.Context, cfg config, tel *telemetry.Telemetry) (*bus.Bus, *bus.Server, func(), error) {
 	log := tel.Logger()
-	conn := bus.Config{URL: cfg.NATS, Name: "coordinator " + cfg.Name, Creds: cfg.Creds, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log, Patient: true}
+	conn := bus.Config{URL: cfg.NATS, Name: "coordinator " + cfg.Name, Creds: cfg.Creds, NKey: cfg.NKey, User: cfg.User, Password: cfg.Password, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log, Patient: true}
 	stop := func() {}
 	if cfg.NATS == "" {
 		server, err := bus.StartServer(bus.ServerConfig{StoreDir: filepath.Join(cfg.Store, "nats"), Listen: cmp.Or(cfg.NATSListen, defaultListen), Name: cfg.Name, User: cfg.User, Password: cfg.Password, Logger: log})
@@ -327,6 +337,9 @@ func connect(ctx context.Context, cfg config, tel *telemetry.Telemetry) (*bus.Bu
 			return nil, nil, nil, err
 		}
 		log.Info("embedded NATS", "url", server.URL(), "store", cfg.Store)
+		if host, _, err := net.SplitHostPort(cmp.Or(cfg.NATSListen, defaultListen)); cfg.User == "" && err == nil && host != "localhost" && !net.ParseIP(host).IsLoopback() {
+			log.Warn("whoever reaches the embedded NATS may do everything with it: give --nats-user and FSBACKUP_NATS_PASSWORD", "listen", cfg.NATSListen)
+		}
 		conn.Server, stop = server, server.Stop
 	}
 	b, err := bus.Connect(ctx, conn)
@@ -354,12 +367,16 @@ func offer(ctx context.Context, b *bus.Bus, c *coordinator.Coordinator) error {
 }
 
 // addHTTP adds the HTTP server to the group.
-func (s *server) addHTTP(ctx context.Context, g *run.Group) error {
+func (s *server) addHTTP(ctx context.Context, g *run.Group, getenv func(string) string) error {
 	addr := s.cfg.HTTP
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return &fault.Error{Kind: fault.Unavailable, Op: "listen for HTTP on", Path: addr, Err: err, Hint: "choose another with --http"}
+	}
+	who, made, err := access(&s.cfg, getenv, l.Addr())
+	if err != nil {
+		return errors.Join(err, l.Close())
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -379,8 +396,20 @@ func (s *server) addHTTP(ctx context.Context, g *run.Group) error {
 		(*h).ServeHTTP(w, r)
 	})
 	mux.Handle("GET /metrics", s.tel.Handler())
-	hs := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
-	g.Add(func() error { return hs.Serve(l) }, func(error) { _ = hs.Close() }) // requests are short
+	hs := &http.Server{Handler: api.Protect(mux, who), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	listen := func() error { return hs.Serve(l) }
+	if s.cfg.HTTPCert != "" {
+		pair, err := tls.LoadX509KeyPair(s.cfg.HTTPCert, s.cfg.HTTPKey)
+		if err != nil {
+			return errors.Join(&fault.Error{Kind: fault.Invalid, Op: "use the certificate", Path: s.cfg.HTTPCert, Err: err, Hint: "name a certificate and its key, both PEM"}, l.Close())
+		}
+		hs.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
+		listen = func() error { return hs.ServeTLS(l, "", "") }
+	}
+	g.Add(listen, func(error) { _ = hs.Close() }) // requests are short
 	s.log.Info("HTTP API", "address", l.Addr().String())
+	if made != "" {
+		s.log.Info("the HTTP API asks for a token", "file", made)
+	}
 	return nil
 }

@@ -17,6 +17,7 @@ type clusterFlags struct {
 	NATS  string `name:"nats" help:"Have the workers of a cluster do the work: its NATS URL. They must see both directories at the same paths." placeholder:"URL" group:"cluster"`
 	Pool  string `help:"Workers that see both directories." default:"default" env:"FSBACKUP_POOL" group:"cluster"`
 	Creds string `help:"NATS credentials file." env:"FSBACKUP_NATS_CREDS" placeholder:"FILE" type:"path" group:"cluster"`
+	NKey  string `name:"nkey" help:"File with the seed of an nkey, to log in to NATS with." env:"FSBACKUP_NATS_NKEY" placeholder:"FILE" type:"path" group:"cluster"`
 	CA    string `name:"tls-ca" help:"CA certificates (PEM) to trust for TLS." env:"FSBACKUP_TLS_CA" placeholder:"FILE" type:"path" group:"cluster"`
 	Cert  string `name:"tls-cert" help:"Client certificate (PEM)." env:"FSBACKUP_TLS_CERT" placeholder:"FILE" type:"path" group:"cluster"`
 	Key   string `name:"tls-key" help:"Key of the client certificate (PEM)." env:"FSBACKUP_TLS_KEY" placeholder:"FILE" type:"path" group:"cluster"`
@@ -106,7 +107,7 @@ func (j localJob) orEnd(a *app, cl *client.Client, f func(protocol.JobView)) fun
 
 // connect returns a client of the cluster that is named; free releases it.
 func (c clusterFlags) connect(a *app) (cl *client.Client, free func(), err error) {
-	return connection{NATS: c.NATS, Creds: c.Creds, CA: c.CA, Cert: c.Cert, Key: c.Key}.connect(a)
+	return connection{NATS: c.NATS, Creds: c.Creds, NKey: c.NKey, CA: c.CA, Cert: c.Cert, Key: c.Key}.connect(a)
 }
 
 // reach finds out whether somebody answers for the cluster that is named, before a

@@ -23,6 +23,7 @@ import (
 type connection struct {
 	NATS  string `name:"nats" help:"NATS URL of the cluster." default:"nats://127.0.0.1:4222" env:"FSBACKUP_NATS_URL,FSBACKUP_NATS" placeholder:"URL"`
 	Creds string `help:"NATS credentials file." env:"FSBACKUP_NATS_CREDS" placeholder:"FILE" type:"path"`
+	NKey  string `name:"nkey" help:"File with the seed of an nkey, to log in to NATS with." env:"FSBACKUP_NATS_NKEY" placeholder:"FILE" type:"path"`
 	CA    string `name:"tls-ca" help:"CA certificates (PEM) to trust for TLS." env:"FSBACKUP_TLS_CA" placeholder:"FILE" type:"path"`
 	Cert  string `name:"tls-cert" help:"Client certificate (PEM)." env:"FSBACKUP_TLS_CERT" placeholder:"FILE" type:"path"`
 	Key   string `name:"tls-key" help:"Key of the client certificate (PEM)." env:"FSBACKUP_TLS_KEY" placeholder:"FILE" type:"path"`
@@ -30,7 +31,7 @@ type connection struct {
 
 // connect returns a client; free releases it.
 func (c connection) connect(a *app) (cl *client.Client, free func(), err error) {
-	b, err := bus.Connect(a.ctx, bus.Config{URL: c.NATS, Name: "fsbackup", Creds: c.Creds, CA: c.CA, Cert: c.Cert, Key: c.Key, Logger: a.log})
+	b, err := bus.Connect(a.ctx, bus.Config{URL: c.NATS, Name: "fsbackup", Creds: c.Creds, NKey: c.NKey, CA: c.CA, Cert: c.Cert, Key: c.Key, Logger: a.log})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -222,9 +222,9 @@ int Enqueue(void *backupHandle, const char *backupControlFile) {
 
 int Start(void *backupHandle) {
     /* Here and not in Go, which has the environment of when it was loaded. */
-    bridge_cluster c = {getenv("FSBACKUP_NATS_URL"), getenv("FSBACKUP_NATS_CREDS"), getenv("FSBACKUP_TLS_CA"),
-                        getenv("FSBACKUP_TLS_CERT"), getenv("FSBACKUP_TLS_KEY"),    getenv("FSBACKUP_POOL"),
-                        getenv("TMPDIR")};
+    bridge_cluster c = {getenv("FSBACKUP_NATS_URL"), getenv("FSBACKUP_NATS_CREDS"), getenv("FSBACKUP_NATS_NKEY"),
+                        getenv("FSBACKUP_TLS_CA"),   getenv("FSBACKUP_TLS_CERT"),   getenv("FSBACKUP_TLS_KEY"),
+                        getenv("FSBACKUP_POOL"),     getenv("TMPDIR")};
     if (c.url == NULL) c.url = getenv("FSBACKUP_NATS");
     IN_GO(int, -1, bridgeStart((uintptr_t)backupHandle, &c, error_text()));
 }

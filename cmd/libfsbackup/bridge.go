@@ -141,7 +141,7 @@ func bridgeSetOption(h C.uintptr_t, name, value *C.char, errText *C.char) C.int 
 //export bridgeStart
 func bridgeStart(h C.uintptr_t, c *C.bridge_cluster, errText *C.char) C.int {
 	env := func(p *C.char) string { s, _ := text(p); return s }
-	to := cluster{url: env(c.url), creds: env(c.creds), ca: env(c.ca), cert: env(c.cert), key: env(c.key)}
+	to := cluster{url: env(c.url), creds: env(c.creds), nkey: env(c.nkey), ca: env(c.ca), cert: env(c.cert), key: env(c.key)}
 	from := environment{cluster: to, pool: env(c.pool), tmpdir: env(c.tmpdir)}
 	return with("Start", h, errText, func(i *instance) error { return i.start(context.Background(), from) })
 }

@@ -9,7 +9,7 @@
 
 /* How to reach a cluster, and where else files may lie, from the environment of the caller; NULL = not set. */
 typedef struct bridge_cluster {
-    const char *url, *creds, *ca, *cert, *key, *pool, *tmpdir;
+    const char *url, *creds, *nkey, *ca, *cert, *key, *pool, *tmpdir;
 } bridge_cluster;
 
 /* A page of failures. next is "" on the last one, and before the first. */

@@ -129,7 +129,7 @@ type environment struct {
 }
 
 // cluster says what runs jobs: the zero value is a cluster within this process.
-type cluster struct{ url, creds, ca, cert, key string }
+type cluster struct{ url, creds, nkey, ca, cert, key string }
 
 // backend runs jobs for instances: a cluster within the process, or a connection
 // to one. It lives as long as instances use it, and a while longer.
@@ -266,7 +266,7 @@ func (b *backend) startLocal(ctx context.Context, tmpdir string) error {
 
 // connect connects to a cluster and makes sure that a coordinator answers.
 func (b *backend) connect(ctx context.Context) error {
-	conn, err := bus.Connect(ctx, bus.Config{URL: b.to.url, Name: "libfsbackup", Creds: b.to.creds, CA: b.to.ca, Cert: b.to.cert, Key: b.to.key, Logger: b.lib.log})
+	conn, err := bus.Connect(ctx, bus.Config{URL: b.to.url, Name: "libfsbackup", Creds: b.to.creds, NKey: b.to.nkey, CA: b.to.ca, Cert: b.to.cert, Key: b.to.key, Logger: b.lib.log})
 	if err != nil {
 		return err
 	}

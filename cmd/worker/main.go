@@ -34,6 +34,7 @@ var version string
 type config struct {
 	NATS      string           `name:"nats" help:"NATS URL of the cluster." default:"nats://127.0.0.1:4222" env:"FSBACKUP_NATS_URL,FSBACKUP_NATS" placeholder:"URL"`
 	Creds     string           `help:"NATS credentials file." env:"FSBACKUP_NATS_CREDS" placeholder:"FILE" type:"path"`
+	NKey      string           `name:"nkey" help:"File with the seed of an nkey, to log in to NATS with." env:"FSBACKUP_NATS_NKEY" placeholder:"FILE" type:"path"`
 	CA        string           `name:"tls-ca" help:"CA certificates (PEM) to trust for TLS." env:"FSBACKUP_TLS_CA" placeholder:"FILE" type:"path"`
 	Cert      string           `name:"tls-cert" help:"Client certificate (PEM)." env:"FSBACKUP_TLS_CERT" placeholder:"FILE" type:"path"`
 	Key       string           `name:"tls-key" help:"Key of the client certificate (PEM)." env:"FSBACKUP_TLS_KEY" placeholder:"FILE" type:"path"`
@@ -126,7 +127,7 @@ func serve(ctx context.Context, cfg config, host string, getenv func(string) str
 	}
 	defer func() { _ = tel.Shutdown(context.WithoutCancel(ctx)) }() // logs what it could not send
 	log := tel.Logger()
-	b, err := bus.Connect(ctx, bus.Config{URL: cfg.NATS, Name: "worker " + cfg.Name, Creds: cfg.Creds, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log, Patient: true})
+	b, err := bus.Connect(ctx, bus.Config{URL: cfg.NATS, Name: "worker " + cfg.Name, Creds: cfg.Creds, NKey: cfg.NKey, CA: cfg.CA, Cert: cfg.Cert, Key: cfg.Key, Logger: log, Patient: true})
 	if err != nil {
 		return err
 	}

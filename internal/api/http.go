@@ -165,5 +165,9 @@ func fail(w http.ResponseWriter, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = rawjson.Write(w, errorReply(err), "") // likewise
+	writeError(w, err)
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	_ = rawjson.Write(w, errorReply(err), "") // a client that went away needs no answer
 }

@@ -26,6 +26,10 @@ type Config struct {
 	// Creds is a file with user credentials (JWT and seed); optional. It is read
 	// again for each login.
 	Creds string
+	// NKey is a file with the seed of an nkey, whose public part the server knows;
+	// optional. It is read when the connection is first made, and the seed for each
+	// login.
+	NKey string
 	// User and Password, where the URL has none; optional.
 	User, Password string
 	// CA, Cert and Key are PEM files for TLS; optional. They are read again for
@@ -154,6 +158,13 @@ func Connect(ctx context.Context, cfg Config) (*Bus, error) {
 		b.url = "nats://in-process"
 	}
 	url, opts := b.options(cfg)
+	if cfg.NKey != "" {
+		nkey, err := nats.NkeyOptionFromSeed(cfg.NKey)
+		if err != nil {
+			return nil, &fault.Error{Kind: fault.Invalid, Op: "read the nkey in", Path: cfg.NKey, Err: err, Hint: "name a file with the seed of a user's nkey: it begins with SU"}
+		}
+		opts = append(opts, nkey)
+	}
 	nc, err := b.dial(ctx, url, opts, cfg.Patient)
 	if err != nil {
 		return nil, err

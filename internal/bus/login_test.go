@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nkeys"
 
 	"github.com/fsbackup/fsbackup/internal/fault"
 	"github.com/fsbackup/fsbackup/internal/protocol"
@@ -231,6 +232,49 @@ func TestCredentialsThatAreReplacedAreRead(t *testing.T) {
 	said.says(t, 1, "connected to NATS again")
 	if err := b.Send("anything", nil); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAnNKeyLogsIn(t *testing.T) {
+	t.Parallel()
+	seedOf := func(name string) (path, public string) {
+		pair, err := nkeys.CreateUser()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed, err := pair.Seed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		path = filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, append(seed, '\n'), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		public, err = pair.PublicKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path, public
+	}
+	known, public := seedOf("known")
+	foreign, _ := seedOf("foreign")
+	s := natsServer(t, func(o *server.Options) { o.Nkeys = []*server.NkeyUser{{Nkey: public}} })
+	b := connectTo(t, Config{URL: s.ClientURL(), Name: "test", NKey: known})
+	if err := b.Send("anything", nil); err != nil {
+		t.Error(err)
+	}
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, kind := range map[string]fault.Kind{foreign: fault.Denied, empty: fault.Invalid, empty + "-missing": fault.Invalid} {
+		b, err := Connect(t.Context(), Config{URL: s.ClientURL(), Name: "test", NKey: path, Patience: time.Second})
+		if err == nil {
+			b.Close()
+		}
+		if !fault.Is(err, kind) {
+			t.Errorf("%s: %v", filepath.Base(path), err)
+		}
 	}
 }
 
