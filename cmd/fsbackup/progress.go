@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -61,9 +64,23 @@ func (p *progress) job(v protocol.JobView) {
 		text = v.Phase.String()
 	}
 	files, bytes := progressOf(v)
-	text = fmt.Sprintf("%s: %d/%d files, %s/%s, %s/s", text, files, s.FilesToBackup, bytesText(bytes), bytesText(s.BytesToBackup), bytesText(s.BytesPerSec))
+	rate := s.BytesPerSec
+	for _, f := range v.Large {
+		bytes += uint64(f.Done)
+	}
+	if len(v.Large) > 0 && v.Seconds >= 1 {
+		rate = uint64(float64(bytes) / v.Seconds)
+	}
+	text = fmt.Sprintf("%s: %d/%d files, %s/%s, %s/s", text, files, s.FilesToBackup, bytesText(bytes), bytesText(s.BytesToBackup), bytesText(rate))
 	if v.Failures > 0 {
 		text += fmt.Sprintf(", %d failed", v.Failures)
+	}
+	if len(v.Large) > 0 {
+		f := v.Large[0]
+		text += fmt.Sprintf("; %s: %s/%s", nameOf(f.Path), bytesText(uint64(f.Done)), bytesText(uint64(f.Size)))
+		if f.Seconds >= 1 {
+			text += fmt.Sprintf(", %s/s", bytesText(uint64(float64(f.Done)/f.Seconds)))
+		}
 	}
 	// A file weighs like 64 KiB of data: what its creation costs beside them.
 	const perFile = 64 << 10
@@ -73,6 +90,21 @@ func (p *progress) job(v protocol.JobView) {
 		text += ", " + eta + " left"
 	}
 	p.show(text, done, total, v.Stalled)
+}
+
+// nameOf returns the end of a path, for a line of progress.
+func nameOf(path string) string {
+	const most = 40
+	name := []rune(strings.ToValidUTF8(filepath.Base(path), "?"))
+	if len(name) > most {
+		name = append([]rune("..."), name[len(name)-most+3:]...)
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, string(name))
 }
 
 // submission shows how control files are handed over.

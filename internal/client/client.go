@@ -126,8 +126,9 @@ func (c *Client) FailurePage(ctx context.Context, id protocol.JobID, after strin
 	return call[protocol.FailuresReply](ctx, c, api.OpFailures, protocol.FailuresRequest{Job: id, After: after})
 }
 
-// pollEvery is how often Watch asks by itself, should snapshots be lost.
-const pollEvery = 2 * time.Second
+// pollEvery is how often Watch asks by itself: should snapshots be lost, and for how far
+// large files are.
+const pollEvery = time.Second
 
 // Watch calls f with the job's snapshots until it is final, and returns the
 // final one. Where the cluster cannot be reached it waits, and tells lost so.

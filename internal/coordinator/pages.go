@@ -71,7 +71,7 @@ func (c *Coordinator) Jobs(_ context.Context, q protocol.JobsRequest) (protocol.
 			last := len(ids) - 1
 			j, _ := t.Job(ids[last]) // of the same view
 			v := c.jobView(t, j, now)
-			v.Phases, v.Warnings, v.Workers, v.Spec.Trace = nil, nil, nil, nil
+			v.Phases, v.Warnings, v.Workers, v.Spec.Trace, v.Large = nil, nil, nil, nil, nil
 			if !room.takes(v) {
 				break
 			}

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -74,6 +75,9 @@ func (c *Coordinator) jobView(t state.Tx, j state.Job, now time.Time) protocol.J
 	if rec.State.Final() {
 		v.Stalled, v.StalledSince, v.StallCause, v.Phase = "", time.Time{}, "", 0
 	}
+	if rec.State == protocol.StateRunning {
+		v.Large = large(t, rec.ID)
+	}
 	for _, p := range protocol.Order(rec.Spec.DeleteBefore) {
 		row := t.Phase(rec.ID, p)
 		if row.Started.IsZero() && row.Published == 0 {
@@ -94,6 +98,29 @@ func (c *Coordinator) jobView(t state.Tx, j state.Job, now time.Time) protocol.J
 		v.Phases = append(v.Phases, pv)
 	}
 	return v
+}
+
+// mostLarge bounds the large files that a job shows.
+const mostLarge = 32
+
+// large returns the large files of a job that workers copy just now.
+func large(t state.Tx, id protocol.JobID) []protocol.LargeFile {
+	var out []protocol.LargeFile
+	for w := range t.Workers() {
+		if w.Lost {
+			continue
+		}
+		for _, f := range w.Beat.Large {
+			if f.Job == id {
+				f.Job, f.Worker = "", w.Name
+				out = append(out, f)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b protocol.LargeFile) int {
+		return cmp.Or(cmp.Compare(b.Size, a.Size), cmp.Compare(a.Path, b.Path))
+	})
+	return out[:min(mostLarge, len(out))]
 }
 
 func anyOpen(t state.Tx, id protocol.JobID) bool {

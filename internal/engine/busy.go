@@ -49,6 +49,51 @@ func (e *Engine) Hung(patience time.Duration) []Operation {
 	return out
 }
 
+// File is a file that is being copied.
+type File struct {
+	Job   string
+	Path  string // the entry's
+	Done  int64  // bytes from its beginning; holes are among them
+	Size  int64
+	Since time.Time // when its data began to be copied
+}
+
+// Copying returns files of at least size bytes that are being copied, the largest first
+// and at most so many. Safe for concurrent use.
+func (e *Engine) Copying(size int64, most int) []File {
+	var out []File
+	e.busyMu.Lock()
+	defer e.busyMu.Unlock()
+	for g := range e.busy {
+		for i := range g.tasks {
+			if f, ok := g.tasks[i].file(e, size); ok {
+				f.Job = g.job
+				out = append(out, f)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b File) int { return cmp.Or(cmp.Compare(b.Size, a.Size), cmp.Compare(a.Path, b.Path)) })
+	return out[:min(most, len(out))]
+}
+
+// copies notes that the task copies the data of a file of a size; 0 = it has ended.
+func (t *task) copies(e *Engine, size int64) {
+	t.at.Store(0)
+	t.began.Store(int64(time.Since(e.begun)))
+	t.size.Store(size)
+}
+
+// file returns the file that the task copies, if it is at least so large.
+func (t *task) file(e *Engine, size int64) (File, bool) {
+	is := t.size.Load()
+	if is < size || is == 0 {
+		return File{}, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return File{Path: t.path, Done: min(t.at.Load(), is), Size: is, Since: e.begun.Add(time.Duration(t.began.Load()))}, true
+}
+
 // Threads returns how many entries the jobs that are being executed have found
 // worthwhile to have under way, together. Safe for concurrent use.
 func (e *Engine) Threads() int {
@@ -109,6 +154,10 @@ func (e *Engine) alone(job, doing, path string, patience int) (done func()) {
 // allocation, and locks that nobody else asks for.
 type task struct {
 	seen atomic.Int64 // the engine's time of the last sign of progress; 0 = waiting, or idle
+
+	size  atomic.Int64 // of the file that is being copied; 0 = none is
+	at    atomic.Int64 // where in it
+	began atomic.Int64 // the engine's time when that began
 
 	mu     sync.Mutex
 	doing  string // guarded by mu

@@ -242,9 +242,11 @@ func (r *run) copyData(t *target, out, in int, st *unix.Stat_t, res *copied, sum
 		return 0, err
 	}
 	defer r.giveBack(buf)
+	r.task.copies(r.j.e, st.Size)
+	defer r.task.copies(r.j.e, 0)
 	// What changes is not cloned: how much a clone holds is the file system's to say.
 	c := fsys.Copier{Buf: buf, Clone: !t.take && !r.j.noClone.Load(), Range: !r.j.noRange.Load(),
-		Writeback: r.j.spec.Sync != SyncNone, Check: r.ask, Hash: sum}
+		Writeback: r.j.spec.Sync != SyncNone, Check: r.ask, Hash: sum, At: &r.task.at}
 	size := st.Size
 	if t.toEnd {
 		size, err = c.CopyToEnd(out, in)

@@ -33,6 +33,9 @@ type JobView struct {
 	Warnings     []Warning         `json:"warnings,omitempty"`
 	Workers      map[string]uint64 `json:"workers,omitempty"`   // shards answered by each worker
 	Tolerated    bool              `json:"tolerated,omitempty"` // failures are within max_failures
+	// Large are large files that are being copied, the largest first. What of them is
+	// copied is not yet among the figures.
+	Large []LargeFile `json:"large,omitempty"`
 }
 
 // StallRoots is the cause of a stall in which no worker can serve the roots.

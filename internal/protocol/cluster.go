@@ -32,6 +32,7 @@ type Heartbeat struct {
 	Unfit    map[JobID]string `json:"unfit,omitempty"`   // jobs that it cannot serve, and why
 	Seen     []JobID          `json:"seen,omitempty"`    // cancelled jobs that it was told of and runs nothing of
 	Hung     []HungOp         `json:"hung,omitempty"`    // file operations that show no progress
+	Large    []LargeFile      `json:"large,omitempty"`   // large files that are being copied, the largest first
 	Unsent   map[JobID]string `json:"unsent,omitempty"`  // jobs of which results cannot be published, and why
 	Drained  bool             `json:"drained,omitempty"` // it finishes what it has and takes no more
 	Leaving  bool             `json:"leaving,omitempty"`
@@ -46,6 +47,16 @@ type Heartbeat struct {
 	Done      uint64     `json:"done"` // shards answered since its start
 	RSS       int64      `json:"rss"`
 	Threads   int        `json:"threads,omitempty"` // entries at once that its jobs have found worthwhile
+}
+
+// LargeFile is a large file that is being copied.
+type LargeFile struct {
+	Job     JobID   `json:"job,omitempty"`
+	Worker  string  `json:"worker,omitempty"` // where the control API shows a job
+	Path    string  `json:"path"`
+	Done    int64   `json:"done"`    // bytes from its beginning
+	Size    int64   `json:"size"`    // bytes
+	Seconds float64 `json:"seconds"` // since its copy began
 }
 
 // Abilities are what a worker may do with file systems. All workers of a job have the

@@ -17,6 +17,9 @@ type executor interface {
 	// Hung returns the operations without progress for the given time, the oldest
 	// first, and gives their places to others.
 	Hung(patience time.Duration) []engine.Operation
+	// Copying returns files of at least size bytes that are being copied, the largest
+	// first and at most so many.
+	Copying(size int64, most int) []engine.File
 	// Threads returns how many entries at once are found worthwhile just now.
 	Threads() int
 }
@@ -49,6 +52,8 @@ func (x engineExecutor) Open(spec engine.JobSpec) (roots, error) {
 }
 
 func (x engineExecutor) Hung(patience time.Duration) []engine.Operation { return x.e.Hung(patience) }
+
+func (x engineExecutor) Copying(size int64, most int) []engine.File { return x.e.Copying(size, most) }
 
 func (x engineExecutor) Threads() int { return x.e.Threads() }
 

@@ -262,6 +262,8 @@ func (x *fakeExec) Open(spec engine.JobSpec) (roots, error) {
 	return &fakeRoots{x, spec.ID}, nil
 }
 
+func (x *fakeExec) Copying(int64, int) []engine.File { return nil }
+
 func (x *fakeExec) Threads() int { return 4 }
 
 func (x *fakeExec) Hung(time.Duration) []engine.Operation {

@@ -146,6 +146,13 @@ func (m *member) beat(ctx context.Context) (protocol.HeartbeatReply, error) {
 	return reply, nil
 }
 
+// Heartbeats tell of files of at least largeFile bytes that are being copied, the
+// largest mostLarge of them.
+const (
+	largeFile = 64 << 20
+	mostLarge = 16
+)
+
 // mostEnded bounds the ended attempts that heartbeats carry.
 const mostEnded = 64
 
@@ -202,6 +209,9 @@ func (m *member) report(hung []protocol.HungOp) protocol.Heartbeat {
 		Allow: m.cfg.Allow, Version: m.cfg.Version, Host: m.cfg.Host, Drained: m.draining, Leaving: m.leaving, Done: m.done,
 		RSS: residentBytes(), Threads: m.exec.Threads(), Hung: hung, Unsent: maps.Clone(m.unsent), Ended: slices.Clone(m.ended), Missing: m.missing,
 		Abilities: m.cfg.Abilities,
+	}
+	for _, f := range m.exec.Copying(largeFile, mostLarge) {
+		h.Large = append(h.Large, protocol.LargeFile{Job: protocol.JobID(f.Job), Path: f.Path, Done: f.Done, Size: f.Size, Seconds: time.Since(f.Since).Seconds()})
 	}
 	busy := map[protocol.JobID]bool{}
 	for a := range m.running {

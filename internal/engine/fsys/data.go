@@ -2,6 +2,7 @@ package fsys
 
 import (
 	"errors"
+	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
@@ -39,11 +40,12 @@ func (e *DataError) Unwrap() error { return e.Err }
 
 // Copier copies the contents of one regular file into an empty one.
 type Copier struct {
-	Buf       []byte       // the only memory used
-	Clone     bool         // try FICLONE
-	Range     bool         // try copy_file_range
-	Writeback bool         // start write-back early: for data that will be synced
-	Check     func() error // asked every 8 MiB; its error is returned as it is
+	Buf       []byte        // the only memory used
+	Clone     bool          // try FICLONE
+	Range     bool          // try copy_file_range
+	Writeback bool          // start write-back early: for data that will be synced
+	Check     func() error  // asked every 8 MiB; its error is returned as it is
+	At        *atomic.Int64 // where the copy is in the file; nil = nobody asks
 
 	// Hash is given what the source holds, zeros for its holes; nil = none. The
 	// bytes then pass through Buf instead of copy_file_range; of a clone they
@@ -256,6 +258,9 @@ func (c *Copier) kernelCopy(dst, src int, off, end int64) (int64, error) {
 // fills memory with dirty pages nor makes one long sync at the end.
 func (c *Copier) progress(dst int, off, n int64) error {
 	c.sinceSync += n
+	if c.At != nil {
+		c.At.Store(off)
+	}
 	if c.sinceSync < window {
 		return nil
 	}
