@@ -71,6 +71,16 @@ func capable(capability uint) bool {
 	return d[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
+// mostThreads is maxThreads, or as many as the process has descriptors for: an entry
+// needs three, and the rest of the process some hundred.
+func mostThreads() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return 16
+	}
+	return int(min(maxThreads, max(4, (max(lim.Cur, 256)-256)/4)))
+}
+
 // dirCacheSize leaves room for many batches at once under the process's limit
 // of descriptors, which is not ours to raise.
 func dirCacheSize() int {
@@ -87,8 +97,8 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fault.New(fault.Invalid, "engine limits must not be negative: read threads %d, write threads %d, memory %d",
 			cfg.ReadThreads, cfg.WriteThreads, cfg.Memory)
 	}
-	cfg.ReadThreads = cmp.Or(cfg.ReadThreads, maxThreads)
-	cfg.WriteThreads = cmp.Or(cfg.WriteThreads, maxThreads)
+	cfg.ReadThreads = cmp.Or(cfg.ReadThreads, mostThreads())
+	cfg.WriteThreads = cmp.Or(cfg.WriteThreads, mostThreads())
 	if cfg.Memory == 0 {
 		cfg.Memory = defaultMemory
 	}
