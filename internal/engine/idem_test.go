@@ -15,6 +15,7 @@ import (
 
 	"github.com/fsbackup/fsbackup/internal/engine/fsys"
 	"github.com/fsbackup/fsbackup/internal/entry"
+	"github.com/fsbackup/fsbackup/internal/treetest"
 )
 
 // TestASecondAttemptCountsTheSame runs random batches over random trees: the
@@ -134,10 +135,14 @@ func (g *rig) randomBatch(rt *rapid.T) *Batch {
 	if phase == 2 && g.spec.DeleteEmpty { // as files have them: what is in a directory before it
 		slices.SortFunc(names, func(a, b string) int { return strings.Compare(b, a) })
 	}
+	mode := uint32(0o604)
+	if !treetest.Root() {
+		mode = 0o704 // what it is given to may be a directory, which is listed
+	}
 	var es []Entry
 	for i, p := range names {
 		e := Entry{Path: p, Mode: rapid.SampledFrom([]string{"bm", "mm", "nn"}).Draw(rt, "mode"),
-			Meta: &entry.Meta{Mode: unix.S_IFREG | 0o604, Size: 3, Mtime: 2e8, Atime: 1}}
+			Meta: &entry.Meta{Mode: unix.S_IFREG | mode, Size: 3, Mtime: 2e8, Atime: 1}}
 		var st unix.Stat_t
 		isDir := false
 		if unix.Lstat(filepath.Join(g.src, p), &st) == nil {

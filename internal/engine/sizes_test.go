@@ -62,7 +62,9 @@ func TestMadeUpFilesAreReadToTheirEnd(t *testing.T) {
 			}
 			for _, other := range []string{string(want) + "x", string(want[:len(want)-1]), "", strings.Repeat("z", len(want))} {
 				st := lstat(t, filepath.Join(g.dst, c.path))
+				must(t, os.Chmod(filepath.Join(g.dst, c.path), 0o600)) // an ordinary user's file as well
 				g.target(c.path, other)
+				must(t, os.Chmod(filepath.Join(g.dst, c.path), os.FileMode(st.Mode&0o777)))
 				setTimes(t, filepath.Join(g.dst, c.path), st.Atim, st.Mtim)
 				if o := g.run(g.batch(5, verifying(e))); o.Counts.FilesDiffer != 1 {
 					t.Errorf("%s is compared with %q: %+v", p, other, o.Counts)
