@@ -43,6 +43,8 @@ type execution struct {
 
 	extrasTold int // extra names among failures; guarded by mu
 
+	grow func() // starts what more goroutines are worthwhile by now
+
 	lastGroup uint64       // the highest number of a hard-link group
 	leader    entry.Leader // what became of its leader; guarded by mu
 }
@@ -104,6 +106,7 @@ type unit []int
 // small enough that no goroutine is left with all the work.
 const (
 	sliceEntries = 16
+	sliceDirs    = 4 // everything else waits for them
 	sliceBytes   = 4 << 20
 )
 
@@ -117,7 +120,8 @@ func plan(entries []Entry, deleteEmpty bool) [3][]unit {
 	groups := map[uint64]int{} // group -> index in second
 	var dir string
 	var bytes uint64
-	open := -1 // the slice that may grow
+	open := -1      // the slice that may grow
+	var ranks []int // of each of second: which slice of its directory it is
 	for i := range entries {
 		e := &entries[i]
 		switch {
@@ -125,10 +129,10 @@ func plan(entries []Entry, deleteEmpty bool) [3][]unit {
 			last = append(last, i)
 			continue
 		case e.Op == entry.OpMkdir:
-			if n := len(first); n > 0 && len(first[n-1]) < sliceEntries {
+			if n := len(first); n > 0 && len(first[n-1]) < sliceDirs {
 				first[n-1] = append(first[n-1], i)
 			} else {
-				first = append(first, unit{i})
+				first = append(first, append(make(unit, 0, sliceDirs), i))
 			}
 			continue
 		case inGroup(e):
@@ -136,7 +140,7 @@ func plan(entries []Entry, deleteEmpty bool) [3][]unit {
 				second[g] = append(second[g], i)
 			} else {
 				groups[e.Group] = len(second)
-				second = append(second, unit{i})
+				second, ranks = append(second, unit{i}), append(ranks, 0)
 			}
 			continue
 		}
@@ -150,13 +154,39 @@ func plan(entries []Entry, deleteEmpty bool) [3][]unit {
 			bytes += size
 			continue
 		}
+		rank := 0
+		if open >= 0 && parent == dir {
+			rank = ranks[open] + 1
+		}
 		dir, bytes, open = parent, size, len(second)
-		second = append(second, append(make(unit, 0, min(sliceEntries, len(entries)-i)), i))
+		second, ranks = append(second, append(make(unit, 0, min(sliceEntries, len(entries)-i)), i)), append(ranks, rank)
 	}
+	second = byRank(second, ranks)
 	if len(last) == 0 {
 		return [3][]unit{first, second}
 	}
 	return [3][]unit{first, second, {last}}
+}
+
+// byRank sorts units by their ranks; those of one rank stay in order.
+func byRank(units []unit, ranks []int) []unit {
+	most := 0
+	for _, r := range ranks {
+		most = max(most, r)
+	}
+	if most == 0 {
+		return units
+	}
+	order := make([]int, len(units))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(ranks[a], ranks[b]) })
+	out := make([]unit, len(units))
+	for i, n := range order {
+		out[i] = units[n]
+	}
+	return out
 }
 
 // inGroup reports whether an entry is executed with the rest of its hard-link group.
@@ -177,6 +207,12 @@ func (x *execution) all(units []unit) {
 			wg.Go(func() { work(&crew.tasks[n]) })
 		}
 	}
+	// One more than may be under way, so that it shows if more could be.
+	x.grow = func() {
+		for int(started.Load()) <= min(x.j.inFlight.Limit(), most-1) && next.Load() < int64(len(units)) {
+			start()
+		}
+	}
 	work = func(t *task) {
 		r := &run{execution: x, task: t}
 		r.ask = r.check
@@ -184,10 +220,6 @@ func (x *execution) all(units []unit) {
 			n := int(next.Add(1)) - 1
 			if n >= len(units) || r.ctx.Err() != nil {
 				return
-			}
-			// One more than may be under way, so that it shows if more could be.
-			if int(started.Load()) <= x.j.inFlight.Limit() {
-				start()
 			}
 			if err := r.do(units[n]); err != nil {
 				r.stop(err)
@@ -200,9 +232,7 @@ func (x *execution) all(units []unit) {
 		work(&crew.tasks[0]) // on the caller's own thread
 		return
 	}
-	for range min(most, x.j.inFlight.Limit()+1) {
-		start()
-	}
+	x.grow()
 	wg.Wait()
 }
 
@@ -217,6 +247,7 @@ func (r *run) do(u unit) error {
 		return r.holding(e, func() error { return r.linkGroup(u, &c) })
 	}
 	for _, i := range u {
+		r.grow()
 		e := &r.b.Entries[i]
 		err := r.holding(e, func() error { return r.entry(i, e, &c) })
 		if err == nil {

@@ -210,13 +210,12 @@ func (p *Pace) restart(now time.Duration) {
 func (p *Pace) conclude(now time.Duration, rate, busy float64, scarce bool) {
 	limit := p.limit.Load()
 	switch {
-	case !scarce:
-		// There was not enough to do to tell anything.
-		p.back()
 	case p.trying && limit > p.proved:
 		if rate >= p.rate*gain {
 			p.keep(limit, rate)
-			p.next = now // and on
+			if scarce {
+				p.try(now, busy) // and on
+			}
 			break
 		}
 		p.back()
@@ -233,6 +232,7 @@ func (p *Pace) conclude(now time.Duration, rate, busy float64, scarce bool) {
 		}
 		p.back()
 		p.settle(now)
+	case !scarce: // there was not enough to do to tell anything
 	default:
 		p.rate = rate
 		if now >= p.next {
